@@ -1,0 +1,1 @@
+"""Latency and memory of pocketdiffusion, measured from outside in fresh processes."""

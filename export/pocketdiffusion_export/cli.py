@@ -1,0 +1,81 @@
+"""`pocketdiffusion export SOURCE DEST`: the command line of the export stage. Imports no torch until it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from pocketdiffusion.cli.command import Command
+from pocketdiffusion.timing import peak_rss
+from pocketdiffusion_export.errors import ExportError
+from pocketdiffusion_export.plan import make_plan
+from pocketdiffusion_export.quant import RECIPES
+from pocketdiffusion_export.targets import TARGETS
+
+if TYPE_CHECKING:
+    from pocketdiffusion_export.export import Summary
+
+REQUIRED = ("torch", "diffusers", "transformers", "onnx")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("source", metavar="SOURCE", help="Diffusers folder with safetensors weights")
+    parser.add_argument("destination", metavar="DEST", help="bundle to write; a bundle that is there is replaced")
+    parser.add_argument("--target", default="onnx", help=f"graph format: {', '.join(TARGETS)} (default: onnx)")
+    parser.add_argument("--recipe", default="fp32", help=f"storage of weights: {', '.join(RECIPES)} (default: fp32)")
+    parser.add_argument("--preset", help="TOML file with name, licence and numbers; see models/README.md")
+    parser.add_argument(
+        "--accept-error", action="store_true", help="write the bundle although a figure is under its threshold"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; progress and summary on stderr, the bundle's path on stdout. Raises PocketDiffusionError."""
+    plan = make_plan(
+        args.source,
+        args.destination,
+        target=args.target,
+        recipe=args.recipe,
+        preset=args.preset,
+        accept_error=args.accept_error,
+    )
+    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"export needs {', '.join(missing)}; install: pip install 'pocketdiffusion[export,cpu]'")
+    from pocketdiffusion_export.export import export
+
+    start = time.perf_counter()
+
+    def say(line: str) -> None:
+        print(f"[{time.perf_counter() - start:6.1f} s] {line}", file=sys.stderr, flush=True)
+
+    _print_summary(export(plan, say))
+    print(plan.destination)
+    return 0
+
+
+COMMAND = Command("export", "turn a torch model into a verified bundle", configure, run)
+
+
+def _print_summary(summary: Summary) -> None:
+    manifest = summary.manifest
+    total = sum(entry.size for entry in manifest.files)
+    lines = [f"{entry.size:>12,} bytes  {entry.path}" for entry in manifest.files]
+    lines.append(f"{total:>12,} bytes in {len(manifest.files)} files")
+    for item in summary.measured:
+        for name, figures in item.outputs.items():
+            lines.append(
+                f"{item.component:12} {item.engine:12} {name:18} SQNR {figures.sqnr_db:6.1f} dB   PSNR "
+                f"{figures.psnr_db:6.1f} dB   worst channel {figures.worst_channel_db:6.1f} dB"
+            )
+    image = manifest.golden_image
+    if image is not None:
+        lines.append(f'whole image "{image.prompt}": PSNR {image.psnr_db:.1f} dB')
+    peak = peak_rss()
+    memory = "" if peak is None else f", peak memory {peak / 2**20:,.0f} MiB"
+    lines.append(f"done in {summary.seconds:.0f} s{memory}")
+    print("\n".join(lines), file=sys.stderr)

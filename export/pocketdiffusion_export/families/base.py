@@ -1,0 +1,44 @@
+"""What a family offers to the export stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from pocketdiffusion.manifest import Numbers
+from pocketdiffusion.tensors import AnyArray
+from pocketdiffusion_export.component import ComponentSpec, Feeds
+from pocketdiffusion_export.plan import ExportPlan, GoldenPlan
+
+RunComponent = Callable[[str, Feeds], dict[str, AnyArray]]
+"""(component, inputs) -> outputs; how `generate` reaches the exported graphs."""
+
+Samples = Mapping[str, Sequence[Feeds]]
+"""Component -> inputs as they occur while the source generates, and one of another shape."""
+
+
+class Family(Protocol):
+    """One kind of model. `pipe` is the Diffusers pipeline that `source.py` loaded."""
+
+    name: str
+    tasks: tuple[str, ...]
+
+    def components(self, pipe: Any) -> tuple[ComponentSpec, ...]:
+        """The graphs to export."""
+        ...
+
+    def samples(self, pipe: Any, prompts: Sequence[str], plan: ExportPlan) -> Samples:
+        """Inputs of every component from the source's own loop over all noise levels."""
+        ...
+
+    def numbers(self, pipe: Any, samples: Samples, plan: ExportPlan) -> Numbers:
+        """The manifest's numbers."""
+        ...
+
+    def generate(self, pipe: Any, run: RunComponent, golden: GoldenPlan, numbers: Numbers) -> AnyArray:
+        """The golden image from graphs, driven by Diffusers' own scheduler: uint8, [height, width, 3]."""
+        ...
+
+    def reference_image(self, pipe: Any, golden: GoldenPlan, numbers: Numbers) -> AnyArray:
+        """The golden image from Diffusers' own pipeline in float32: uint8, [height, width, 3]."""
+        ...

@@ -1,0 +1,149 @@
+"""What to export: one frozen value, from a preset file and command line flags.
+
+A preset is a TOML file beside the model's card (see `models/README.md`). Flags win over the preset, the preset wins
+over what the source's own configs say.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pocketdiffusion_export.errors import ExportError
+from pocketdiffusion_export.quant import RECIPES, Recipe
+from pocketdiffusion_export.targets import TARGETS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_PROMPTS = (
+    "a red apple",
+    "a photo of a cat on a sofa",
+    "a blue car in the rain",
+    "a portrait of an old man",
+    "a house in the mountains at sunset",
+    "a yellow flower",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NumberOverrides:
+    """Numbers that a preset may set; None takes the source's own (or Diffusers' usual 25 steps and 7.5)."""
+
+    width: int | None = None
+    height: int | None = None
+    default_steps: int | None = None
+    default_guidance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenPlan:
+    """The whole generation that the bundle is compared with; None takes the model's defaults."""
+
+    prompt: str = DEFAULT_PROMPTS[0]
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """One export, fully decided before anything heavy is imported."""
+
+    source: Path
+    destination: Path
+    target: str
+    recipe: Recipe
+    name: str
+    description: str = ""
+    source_name: str = ""
+    licence: str = "NOASSERTION"
+    """SPDX expression of the weights."""
+    numbers: NumberOverrides = field(default_factory=NumberOverrides)
+    golden: GoldenPlan = field(default_factory=GoldenPlan)
+    prompts: tuple[str, ...] = DEFAULT_PROMPTS
+    """Captions for verification inputs, the preview's colours and (later) calibration."""
+    files: tuple[Path, ...] = ()
+    """Extra files, copied to the bundle's root: attributions, licence texts."""
+    accept_error: bool = False
+    """Write the bundle although a figure is under its threshold."""
+
+
+def make_plan(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    target: str = "onnx",
+    recipe: str = "fp32",
+    preset: str | Path | None = None,
+    accept_error: bool = False,
+) -> ExportPlan:
+    """A checked plan. Raises ExportError for an unknown target or recipe and for a preset that can't be used."""
+    if target not in TARGETS:
+        raise ExportError(f"unknown target '{target}'; choose one of: {', '.join(sorted(TARGETS))}")
+    if recipe not in RECIPES:
+        raise ExportError(f"unknown recipe '{recipe}'; choose one of: {', '.join(sorted(RECIPES))}")
+    source, destination = Path(source), Path(destination)
+    if source.resolve() == destination.resolve() or source.resolve() in destination.resolve().parents:
+        raise ExportError(f"the destination {destination} lies in the source {source}; choose a folder outside of it")
+    given = {} if preset is None else read_preset(Path(preset))
+    return ExportPlan(
+        source=source,
+        destination=destination,
+        target=target,
+        recipe=RECIPES[recipe],
+        accept_error=accept_error,
+        **{"name": destination.name, "source_name": source.name, **given},
+    )
+
+
+def read_preset(path: Path) -> dict[str, Any]:
+    """Fields of `ExportPlan` from a preset. Raises ExportError with the file and key that is wrong."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ExportError(f"preset {path} can't be read: {error}") from None
+    _check_table(
+        path, data, "", {"name": str, "description": str, "prompts": list, "files": list}, "source", "numbers", "golden"
+    )
+    source, numbers, golden = (data.get(key, {}) for key in ("source", "numbers", "golden"))
+    _check_table(path, source, "source.", {"name": str, "licence": str})
+    _check_table(path, numbers, "numbers.", {f.name: (int, float) for f in fields(NumberOverrides)})
+    _check_table(path, golden, "golden.", {"prompt": str, "seed": int, "steps": int, "guidance": (int, float)})
+    plan: dict[str, Any] = {key: data[key] for key in ("name", "description") if key in data}
+    plan |= {new: source[old] for old, new in (("name", "source_name"), ("licence", "licence")) if old in source}
+    plan |= {key: _strings(path, key, data[key]) for key in ("prompts", "files") if key in data}
+    if "files" in plan:
+        plan["files"] = tuple(_existing(path, name) for name in plan["files"])
+    return plan | {"numbers": NumberOverrides(**numbers), "golden": GoldenPlan(**golden)}
+
+
+def _check_table(path: Path, table: object, prefix: str, allowed: Mapping[str, Any], *tables: str) -> None:
+    if not isinstance(table, dict):
+        raise ExportError(f"preset {path}: '{prefix.rstrip('.')}' must be a table")
+    for key, value in table.items():
+        if key in tables:
+            continue
+        if key not in allowed:
+            choices = ", ".join(sorted([*allowed, *tables]))
+            raise ExportError(f"preset {path}: unknown key '{prefix}{key}'; allowed: {choices}")
+        if not isinstance(value, allowed[key]) or isinstance(value, bool):
+            raise ExportError(f"preset {path}: '{prefix}{key}' has a value of the wrong type: {value!r}")
+
+
+def _strings(path: Path, key: str, values: list[object]) -> tuple[str, ...]:
+    if not values or not all(isinstance(value, str) and value for value in values):
+        raise ExportError(f"preset {path}: '{key}' must be a list of texts, not empty")
+    return tuple(str(value) for value in values)
+
+
+def _existing(preset: Path, name: str) -> Path:
+    file = preset.parent / name
+    if not file.is_file():
+        raise ExportError(f"preset {preset}: the file '{name}' in 'files' does not exist beside it")
+    return file

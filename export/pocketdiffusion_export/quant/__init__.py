@@ -1,0 +1,47 @@
+"""Recipes: how weights are stored, as data.
+
+To add one, add a line to `RECIPES`; to add a method, add a file and a line to `QUANTIZERS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+QUANTIZERS = {"weight_only": "pocketdiffusion_export.quant.weight_only:quantize"}
+"""Method -> function (onnx.ModelProto, Recipe) -> QuantReport; the model is changed in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One way to store a model, and what is demanded of the result."""
+
+    name: str
+    weights: str
+    """Storage of the weights, as the manifest says it: "float32", "int8"."""
+    min_sqnr_db: float
+    """Least signal to noise ratio of every component against torch float32."""
+    min_psnr_db: float
+    """Least PSNR of the whole golden image against Diffusers."""
+    method: str | None = None
+    """Key of `QUANTIZERS`; None leaves the weights as they are."""
+    min_elements: int = 0
+    """Weights with fewer elements stay float."""
+    min_weight_sqnr_db: float = 0.0
+    """Weights that come back with less than this stay float."""
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("fp32", weights="float32", min_sqnr_db=60.0, min_psnr_db=50.0),
+        Recipe(
+            "int8",
+            weights="int8",
+            min_sqnr_db=25.0,
+            min_psnr_db=25.0,
+            method="weight_only",
+            min_elements=1024,
+            min_weight_sqnr_db=32.0,
+        ),
+    )
+}

@@ -1,0 +1,206 @@
+"""OpenVINO: opens OpenVINO IR (.xml with its .bin) and ONNX graphs on CPU, GPU and NPU.
+
+The CPU and GPU plugins compute in bfloat16 or float16 by themselves where the hardware has them, so the precision is
+always set and what the compiled graph really uses is read back. ONNX graphs with int8 weights and float arithmetic are
+dequantized once, at load, as in the onnxruntime backend and at the same price; IR keeps its compressed weights.
+
+Limits: one request per session, so runs from several threads go one after another; inputs of unknown rank are refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pocketdiffusion import _telemetry
+from pocketdiffusion.backends.base import SessionOptions
+from pocketdiffusion.backends.session import EngineSession, Execute, label, reason, require_device
+from pocketdiffusion.errors import BackendUnavailable, DeviceNotAttached, GraphFailed
+from pocketdiffusion.tensors import AnyArray, TensorSpec
+
+PRECISIONS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
+"""Ours -> value of INFERENCE_PRECISION_HINT, entry of OPTIMIZATION_CAPABILITIES."""
+DEQUANTIZE = frozenset({"Constant", "Convert", "Subtract", "Multiply", "Reshape", "Unsqueeze"})
+"""What the ONNX reader makes of DequantizeLinear."""
+
+ACCELERATOR_NODES = ("/dev/dri", "/dev/dxg", "/dev/accel")
+"""Where Linux shows GPUs and NPUs to programs (dxg: inside WSL)."""
+
+
+class OpenVinoBackend:
+    """Devices are OpenVINO's in lower case: "gpu" (or "gpu.0", "gpu.1"), "cpu", "npu"."""
+
+    name = "openvino"
+    formats: tuple[str, ...] = ("openvino", "onnx")
+
+    def devices(self) -> list[str]:
+        """GPUs, then the CPU, then the NPU; [] when openvino is missing or broken."""
+        if importlib.util.find_spec("openvino") is None:
+            return []
+        if sys.platform == "linux" and not any(map(os.path.exists, ACCELERATOR_NODES)):
+            return ["cpu"]  # importing the engine to learn this costs 0.1 s
+        try:
+            names = [name.lower() for name in _core().available_devices]
+        except BackendUnavailable:
+            return []
+        return sorted(names, key=lambda name: ("gpu", "cpu").index(name[:3]) if name[:3] in ("gpu", "cpu") else 2)
+
+    def version(self) -> str:
+        """For example "2026.4.1"; "" when openvino is missing."""
+        try:
+            return str(_engine().__version__).split("-")[0]
+        except BackendUnavailable:
+            return ""
+
+    def open(self, graph: Path, device: str, options: SessionOptions) -> EngineSession:
+        """Read and compile a graph. Raises BackendUnavailable, DeviceNotAttached or GraphFailed."""
+        require_device(self.name, device, self.devices())
+        core = _core()
+        properties = _properties(core, graph, device, options)
+        try:
+            model = _read(core, graph)
+            integer = _quantizes_activations(model)
+            compiled = core.compile_model(model, device.upper(), properties)
+        except Exception as error:  # the readers raise classes that share no base but Exception
+            raise GraphFailed(f"{label(graph)} could not be opened on openvino:{device}: {reason(error)}") from error
+        attached = [str(name).strip("()").lower() for name in compiled.get_property("EXECUTION_DEVICES")]
+        if not any(name.startswith(device) for name in attached):
+            raise DeviceNotAttached(f"{label(graph)}: asked for openvino:{device}, opened on {', '.join(attached)}")
+        outputs = {_name(graph, port): _spec(port) for port in compiled.outputs}
+        if not outputs:  # an empty ONNX file reads as a model of nothing
+            raise GraphFailed(f"{label(graph)} could not be opened on openvino:{device}: it has no outputs")
+        return EngineSession(
+            graph,
+            inputs={_name(graph, port): _input_spec(graph, port) for port in compiled.inputs},
+            outputs=outputs,
+            device=f"openvino:{device}",
+            precision=_precision(graph, device, options, compiled, integer),
+            execute=_executor(compiled.create_infer_request(), list(outputs)),
+        )
+
+
+def _engine() -> Any:
+    _telemetry.disable()
+    try:
+        import openvino
+    except Exception as error:  # a broken installation fails in many ways
+        raise BackendUnavailable(
+            f"openvino could not be imported ({reason(error)}); pip install 'pocketdiffusion[openvino]'"
+        ) from error
+    return openvino
+
+
+@functools.cache
+def _core() -> Any:
+    return _engine().Core()
+
+
+def _read(core: Any, graph: Path) -> Any:
+    """The model of a file. ONNX goes to its own reader: the general one tries all others on a broken file, aloud."""
+    if graph.suffix != ".onnx":
+        return core.read_model(graph)
+    from openvino.frontend import FrontEndManager
+
+    frontend = FrontEndManager().load_by_framework("onnx")
+    model = frontend.convert(frontend.load(str(graph)))
+    if _quantizes_activations(model):
+        _fold_tables(model)
+    else:
+        _fold(model)
+    return model
+
+
+def _quantizes_activations(model: Any) -> bool:
+    return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+
+
+def _fold(model: Any) -> None:
+    """Compute everything that depends on constants only."""
+    from openvino.passes import ConstantFolding, Manager
+
+    manager = Manager()
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(model)
+
+
+def _fold_tables(model: Any) -> None:
+    """Dequantize embeddings: OpenVINO 2026.4's CPU plugin corrupts the heap on an int8 one with a scale per column."""
+    from openvino import Model, opset13
+
+    for gather in (node for node in model.get_ops() if node.get_type_name() == "Gather"):
+        source = gather.input_value(0)
+        if _dequantizes(source.get_node()):
+            table = Model([opset13.result(source)], [], "table")
+            _fold(table)
+            gather.input(0).replace_source_output(table.get_results()[0].input_value(0))
+
+
+def _dequantizes(node: Any) -> bool:
+    """Whether a node and all before it are constants or the arithmetic of DequantizeLinear."""
+    return node.get_type_name() in DEQUANTIZE and all(_dequantizes(value.get_node()) for value in node.input_values())
+
+
+def _properties(core: Any, graph: Path, device: str, options: SessionOptions) -> dict[str, Any]:
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if device == "npu" and options.precision == "float32":
+        return properties  # an NPU has float16 only and refuses the hint; `Session.precision` tells
+    capabilities = core.get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
+    able = [name for name, (_, capability) in PRECISIONS.items() if capability in capabilities]
+    if options.precision not in able:  # a hint for another is taken, and answered by what the device has
+        raise GraphFailed(
+            f"{label(graph)}: openvino:{device} does not compute in {options.precision}; choose from {', '.join(able)}"
+        )
+    properties["INFERENCE_PRECISION_HINT"] = PRECISIONS[options.precision][0]
+    if device == "cpu":
+        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # by default int8 weights make activations int8 as well
+        if options.threads is not None:
+            properties["INFERENCE_NUM_THREADS"] = options.threads
+    return properties
+
+
+def _precision(graph: Path, device: str, options: SessionOptions, compiled: Any, integer: bool) -> str:
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    used = next((name for name, (value, _) in PRECISIONS.items() if value == hint), str(hint))
+    if used != options.precision and device != "npu":
+        raise GraphFailed(
+            f"{label(graph)}: asked for {options.precision}, openvino:{device} computes in {used}; ask for that"
+        )
+    return "int8" if integer else used
+
+
+def _name(graph: Path, port: Any) -> str:
+    """The port's name; of several the one that a person wrote: converters add numbers and paths."""
+    names = sorted(port.get_names(), key=lambda name: (name.isdigit(), len(name), name))
+    if not names:
+        raise GraphFailed(f"{label(graph)}: an input or output has no name; export the graph with names")
+    return str(names[0])
+
+
+def _spec(port: Any) -> TensorSpec:
+    shape = port.partial_shape
+    axes = () if shape.rank.is_dynamic else tuple(None if axis.is_dynamic else axis.get_length() for axis in shape)
+    return TensorSpec(port.element_type.to_dtype().name, axes)
+
+
+def _input_spec(graph: Path, port: Any) -> TensorSpec:
+    if port.partial_shape.rank.is_dynamic:
+        raise GraphFailed(f"{label(graph)}: input '{_name(graph, port)}' has no rank; export the graph with shapes")
+    return _spec(port)
+
+
+def _executor(request: Any, names: list[str]) -> Execute:
+    lock = threading.Lock()
+
+    def execute(feeds: dict[str, AnyArray]) -> dict[str, AnyArray]:
+        with lock:
+            request.infer(feeds)
+            return {name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(names)}
+
+    return execute

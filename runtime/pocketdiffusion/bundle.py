@@ -1,0 +1,99 @@
+"""A model folder with manifest.json, opened and checked before an engine sees a file.
+
+Everything that is known of a bundle comes from its manifest; everything that is handed out was listed there, had the
+size and sha256 given there and passed the checks of `content`. What was verified before is not hashed again as long as
+no file changed (see `integrity`).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketdiffusion import paths
+from pocketdiffusion.content import check_content
+from pocketdiffusion.errors import BundleCorrupt, BundleUnsupported
+from pocketdiffusion.integrity import Records, check_hashes, file_entries, marks, open_file, write_manifest
+from pocketdiffusion.manifest import Manifest
+from pocketdiffusion.manifest_json import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    dump_manifest,
+    manifest_digest,
+    parse_manifest,
+)
+from pocketdiffusion.models import require_manifest
+from pocketdiffusion.strict_json import MAX_BYTES, load_json, short
+
+__all__ = ["MANIFEST", "Bundle", "dump_manifest", "file_entries", "parse_manifest", "write_manifest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An exported model folder. Made by `Bundle.open`."""
+
+    path: Path
+    """The real folder, absolute."""
+    manifest: Manifest
+    digest: str
+    """sha256 of the manifest's content, which holds the sha256 of every file: it names the bundle's exact contents."""
+
+    @classmethod
+    def open(cls, path: str | Path, *, cache_dir: Path | None = None) -> Bundle:
+        """Check a bundle and open it. `cache_dir` replaces the user's cache folder.
+
+        Raises BundleNotFound, BundleUnsupported (no or a newer manifest), BundleCorrupt, BundleUnsafe.
+        """
+        root = require_manifest(Path(path)).resolve()
+        manifest = parse_manifest(_read(root, MANIFEST, MAX_MANIFEST_BYTES))
+        bundle = cls(root, manifest, manifest_digest(manifest))
+        records = Records(paths.cache_dir() if cache_dir is None else cache_dir)
+        found = marks(root, manifest.files)
+        if not records.holds(root, bundle.digest, found):
+            bundle.verify_all()
+            if marks(root, manifest.files) != found:
+                raise BundleCorrupt(root, "changed while it was checked; try again")
+            records.add(root, bundle.digest, found)
+        return bundle
+
+    def verify_all(self) -> None:
+        """Check sizes, hashes and contents of all files, whatever was verified before. Raises as `open` does."""
+        marks(self.path, self.manifest.files)
+        check_hashes(self.path, self.manifest.files)
+        check_content(self.path, self.manifest)
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the files' sizes, without manifest.json."""
+        return sum(entry.size for entry in self.manifest.files)
+
+    def graph(self, component: str) -> Path:
+        """The file (for Core ML: the package) that an engine opens. Raises BundleUnsupported."""
+        entry = self.manifest.components.get(component)
+        if entry is None:
+            known = ", ".join(self.manifest.components)
+            raise BundleUnsupported(f"{self.manifest.name} has no component {short(component)}, it has: {known}")
+        return self.path / entry.graph
+
+    def file(self, relative: str) -> Path:
+        """A listed file, by its path in the manifest. Raises BundleUnsupported for any other."""
+        if all(entry.path != relative for entry in self.manifest.files):
+            raise BundleUnsupported(f"{self.manifest.name} has no file {short(relative)} in its manifest")
+        return self.path / relative
+
+    def read_json(self, relative: str) -> Any:
+        """The value of a listed JSON file. Raises BundleUnsupported, BundleCorrupt, BundleUnsafe."""
+        self.file(relative)
+        return load_json(_read(self.path, relative, MAX_BYTES), relative)
+
+
+def _read(root: Path, relative: str, limit: int) -> bytes:
+    with open_file(root, relative) as stream:
+        if os.fstat(stream.fileno()).st_size > limit:
+            raise BundleCorrupt(relative, f"larger than {limit} bytes")
+        try:
+            return stream.readall()
+        except OSError as error:
+            raise BundleCorrupt(relative, f"can't be read: {error.strerror}") from None

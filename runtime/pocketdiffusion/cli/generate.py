@@ -1,0 +1,172 @@
+"""`pocketdiffusion generate`: a picture for some words."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pocketdiffusion.cli.command import Command
+from pocketdiffusion.cli.progress import Progress
+
+DEFAULT_MODEL = "sticker"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("prompt", nargs="+", help="what to draw; several words need no quotes")
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="bundle name or folder (default: %(default)s)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="{model}-{seed}.png",
+        help="file to write, .png, .jpg or .webp; fields {seed} {index} {width} {height} {steps} {model} (default: %(default)s)",
+    )
+    _picture_options(parser)
+    _sampling_options(parser)
+    _machine_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON instead of paths")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no notes")
+
+
+def _picture_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("picture")
+    group.add_argument("--negative-prompt", "--negative", metavar="TEXT", help="what to keep out")
+    group.add_argument("--width", type=int, help="pixels (default: the model's)")
+    group.add_argument("--height", type=int)
+    group.add_argument("-n", "--count", type=int, default=1, help="images; image i uses seed + i (default: 1)")
+    group.add_argument("--seed", type=int, help="0 to 2^64-1 (default: random, and said)")
+    group.add_argument(
+        "--rng", choices=("cpu", "cuda"), default="cpu", help="whose torch noise to reproduce (default: cpu)"
+    )
+    group.add_argument("--image", metavar="FILE", help="start from this picture (image-to-image)")
+    group.add_argument("--strength", type=float, default=0.8, help="how far to leave --image, 0 to 1 (default: 0.8)")
+    group.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: 95)")
+    group.add_argument("--no-prompt-in-file", action="store_true", help="save the AI mark but not the parameters")
+
+
+def _sampling_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    group.add_argument("--guidance", "--cfg", type=float, metavar="SCALE", help="classifier-free guidance; 1 is off")
+    group.add_argument("--guidance-rescale", type=float, default=0.0, metavar="0..1")
+    group.add_argument(
+        "--guidance-interval",
+        type=_interval,
+        default=(0.0, 1.0),
+        metavar="A:B",
+        help="part of the steps with guidance, e.g. 0:0.6",
+    )
+    group.add_argument(
+        "--guidance-in-turn", action="store_true", help="two passes instead of a batch of two: less memory"
+    )
+    group.add_argument("--sampler", help="e.g. 'euler', 'dpm++ 2m', 'DPM++ 2M Karras', 'DDIMScheduler'")
+    group.add_argument("--schedule", help="e.g. karras, trailing, 'SGM Uniform'")
+    group.add_argument("--eta", type=float, help="share of fresh noise in stochastic samplers")
+    group.add_argument(
+        "--clip-skip", type=int, default=0, metavar="N", help="leave out the text encoder's last N layers"
+    )
+    group.add_argument("--plain-prompt", action="store_true", help="(word:1.2) is text, not a weight")
+    group.add_argument(
+        "--long-prompt", choices=("chunk", "truncate"), default="chunk", help="past the encoder's length"
+    )
+
+
+def _machine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, openvino:gpu …, or one for each part: denoiser=onnxruntime:cuda,vae=cpu",
+    )
+    group.add_argument("--threads", type=int, help="compute threads (default: the engine's choice)")
+    group.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32")
+    group.add_argument(
+        "--residency",
+        choices=("keep", "release"),
+        default="keep",
+        help="release: close each graph after its stage, for less memory",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate, save, print."""
+    from pocketdiffusion.image import check_pattern
+    from pocketdiffusion.pipeline import Pipeline
+
+    check_pattern(args.output)  # before minutes of work, not after
+    fields = _fields(args)
+    pipe = Pipeline.from_pretrained(
+        args.model, device=args.device, threads=args.threads, precision=args.precision, residency=args.residency
+    )
+    generation = pipe.stream(" ".join(args.prompt), **fields)
+    with Progress("generating", quiet=args.quiet) as progress:
+        for step in generation:
+            progress.advance(step.index + 1, step.total)
+    result = generation.result
+    paths = result.save(args.output, with_prompt=not args.no_prompt_in_file, quality=args.quality)
+    if not args.quiet:
+        for line in (*pipe.notes, *result.messages):
+            print(line, file=sys.stderr)
+    _print(result, paths, as_json=args.json)
+    return 0
+
+
+def _fields(args: argparse.Namespace) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "negative_prompt": args.negative_prompt,
+        "width": args.width,
+        "height": args.height,
+        "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance,
+        "guidance_rescale": args.guidance_rescale,
+        "guidance_interval": args.guidance_interval,
+        "batched_guidance": not args.guidance_in_turn,
+        "num_images_per_prompt": args.count,
+        "seed": args.seed,
+        "rng": args.rng,
+        "sampler": args.sampler,
+        "schedule": args.schedule,
+        "eta": args.eta,
+        "clip_skip": args.clip_skip,
+        "weighting": not args.plain_prompt,
+        "long_prompt": args.long_prompt,
+        "strength": args.strength,
+    }
+    if args.image is not None:
+        from pocketdiffusion.image import from_image
+
+        fields["image"] = from_image(Path(args.image))
+    return fields
+
+
+def _print(result: Any, paths: list[Path], *, as_json: bool) -> None:
+    if not as_json:
+        for path in paths:
+            print(path)
+        return
+    images = [{"path": str(path), "seed": seed} for path, seed in zip(paths, result.seeds, strict=True)]
+    report = {
+        "images": images,
+        "parameters": [asdict(parameters) for parameters in result.parameters],
+        "timings": result.timings.samples,
+        "configuration": {name: asdict(use) for name, use in result.configuration.items()},
+        "messages": list(result.messages),
+    }
+    print(json.dumps(report, indent=2))
+
+
+def _interval(text: str) -> tuple[float, float]:
+    start, colon, stop = text.partition(":")
+    try:
+        if colon:
+            return float(start), float(stop)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not A:B, e.g. 0:0.6")
+
+
+COMMAND = Command("generate", "generate an image for a prompt", configure, run)

@@ -1,0 +1,86 @@
+"""`pocketdiffusion inspect`: what a bundle holds, or how a saved picture was made."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from pocketdiffusion.cli.command import Command
+from pocketdiffusion.cli.table import table
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("subject", help="bundle name or folder, or a picture file")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Describe the bundle (after checking its files) or the picture."""
+    if Path(args.subject).suffix.lower() in PICTURES:
+        return _picture(Path(args.subject), as_json=args.json)
+    return _bundle(args.subject, as_json=args.json)
+
+
+def _picture(path: Path, *, as_json: bool) -> int:
+    from pocketdiffusion.metadata import read
+
+    parameters, source = read(path)
+    if as_json:
+        print(
+            json.dumps({"parameters": None if parameters is None else asdict(parameters), "source": source}, indent=2)
+        )
+        return 0
+    print("no generation parameters" if parameters is None else parameters.text())
+    print(f"\ndigital source type: {source or 'not marked'}")
+    return 0
+
+
+def _bundle(subject: str, *, as_json: bool) -> int:
+    from pocketdiffusion.bundle import Bundle
+    from pocketdiffusion.models import find_bundle
+
+    bundle = Bundle.open(find_bundle(subject))
+    manifest = bundle.manifest
+    if as_json:
+        print(json.dumps({"path": str(bundle.path), "digest": bundle.digest, **asdict(manifest)}, indent=2))
+        return 0
+    numbers = manifest.numbers
+    facts = [
+        ("name", manifest.name),
+        ("what", manifest.description),
+        ("path", str(bundle.path)),
+        ("digest", bundle.digest),
+        ("size", f"{bundle.size_bytes / 1e6:.1f} MB"),
+        ("family", manifest.family),
+        ("tasks", ", ".join(manifest.tasks)),
+        ("recipe", manifest.recipe),
+        ("source", f"{manifest.source.name} ({manifest.source.licence})"),
+        ("picture", f"{numbers.width}x{numbers.height}"),
+        ("defaults", f"{numbers.default_steps} steps, guidance {numbers.default_guidance:g}"),
+        ("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
+    ]
+    print(table(("", ""), facts).lstrip())
+    rows = [
+        (
+            name,
+            entry.format,
+            entry.weights,
+            "" if entry.sqnr_db is None else f"{entry.sqnr_db:.1f} dB",
+            _names(entry.inputs),
+        )
+        for name, entry in manifest.components.items()
+    ]
+    print("\n" + table(("component", "format", "weights", "SQNR", "inputs"), rows))
+    return 0
+
+
+def _names(tensors: object) -> str:
+    return ", ".join(tensors) if isinstance(tensors, dict) else str(tensors)
+
+
+COMMAND = Command("inspect", "describe a bundle, or how a picture was made", configure, run)

@@ -1,0 +1,181 @@
+"""Owns one graph: opens it when it is first used, checks what it gives, closes it by policy."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pocketdiffusion.backends.base import Backend, Session, SessionOptions
+from pocketdiffusion.errors import BundleCorrupt, NonFinite
+from pocketdiffusion.manifest import ComponentEntry
+from pocketdiffusion.tensors import AnyArray, TensorSpec
+from pocketdiffusion.timing import Timings
+
+Residency = Literal["keep", "release"]
+"""After `Component.use`: "keep" the graph in memory for the next call, or "release" it."""
+
+
+class Component:
+    """One graph of a bundle on one device. All methods may be called from several threads.
+
+    Timings: the seconds of an opening go to span "<name>.open" of the first run after it, those of each run to
+    "<name>.run".
+    """
+
+    def __init__(
+        self,
+        name: str,
+        graph: Path,
+        entry: ComponentEntry,
+        *,
+        backend: Backend,
+        device: str,
+        options: SessionOptions | None = None,
+        residency: Residency = "keep",
+    ) -> None:
+        self.name, self.graph, self.entry = name, graph, entry
+        self.backend, self.residency = backend, residency
+        self.device = f"{backend.name}:{device}"
+        self._device, self._precision = device, ""
+        self.options = SessionOptions() if options is None else options
+        self._lock = threading.Lock()
+        self._opening: Future[tuple[Session, float]] | None = None
+        self._reported = False
+        self._users = 0
+
+    @property
+    def session(self) -> Session:
+        """The opened graph; opens it, or waits for the thread that does. Raises BackendError or BundleCorrupt."""
+        return self._opened()[0]
+
+    @property
+    def engine(self) -> str:
+        """The engine and its version, e.g. "onnxruntime 1.31.1"."""
+        return f"{self.backend.name} {self.backend.version()}"
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic that the graph really uses, or did when it was last open; opens it if it never was."""
+        return self._precision or self.session.precision
+
+    def open_ahead(self) -> None:
+        """Start to open the graph in a thread and return at once. An error is raised by the first use.
+
+        Does nothing when the residency is "release": graphs opened before their turn would be in memory together.
+        """
+        if self.residency == "release":
+            return
+        future, new = self._future()
+        if new:
+            threading.Thread(target=self._open_into, args=(future,), name=f"open {self.name}").start()
+
+    def run(self, feeds: Mapping[str, AnyArray], timings: Timings | None = None) -> dict[str, AnyArray]:
+        """All outputs by name, as arrays of the caller's own.
+
+        Raises what `session` raises, GraphFailed for feeds that do not fit, and NonFinite.
+        """
+        session, open_seconds = self._opened()
+        start = time.perf_counter()
+        outputs = session.run(feeds)
+        seconds = time.perf_counter() - start
+        if timings is not None:
+            self._report_opening(timings, open_seconds)
+            timings.add(f"{self.name}.run", seconds)
+        for output, array in outputs.items():
+            bad = non_finite(array)
+            if bad:
+                raise NonFinite(
+                    self.name,
+                    output,
+                    precision=session.precision,
+                    device=session.device,
+                    bad=bad,
+                    size=array.size,
+                )
+        return outputs
+
+    @contextmanager
+    def use(self) -> Iterator[Component]:
+        """Scope of use: when the last one ends, the graph is closed if the residency is "release"."""
+        with self._lock:
+            self._users += 1
+        try:
+            yield self
+        finally:
+            with self._lock:
+                self._users -= 1
+                last = self._users == 0
+            if last and self.residency == "release":
+                self.close()
+
+    def close(self) -> None:
+        """Free the graph, waiting for an opening under way. Closing twice is allowed; the next use opens it again."""
+        with self._lock:
+            future, self._opening = self._opening, None
+        if future is not None and future.exception() is None:
+            future.result()[0].close()
+
+    def _future(self) -> tuple[Future[tuple[Session, float]], bool]:
+        """The opening that is done or under way, and whether the caller must do it."""
+        with self._lock:
+            new = self._opening is None
+            if self._opening is None:
+                self._opening, self._reported = Future(), False
+            return self._opening, new
+
+    def _opened(self) -> tuple[Session, float]:
+        future, new = self._future()
+        if new:
+            self._open_into(future)
+        try:
+            return future.result()
+        except BaseException:
+            with self._lock:
+                if self._opening is future and future.done():
+                    self._opening = None  # the next use tries again
+            raise
+
+    def _open_into(self, future: Future[tuple[Session, float]]) -> None:
+        start = time.perf_counter()
+        try:
+            session = self.backend.open(self.graph, self._device, self.options)
+            self._compare(session)
+            self._precision = session.precision
+        except BaseException as error:  # whoever waits for the future raises it
+            future.set_exception(error)
+        else:
+            future.set_result((session, time.perf_counter() - start))
+
+    def _compare(self, session: Session) -> None:
+        for kind, listed, found in (
+            ("inputs", self.entry.inputs, session.inputs),
+            ("outputs", self.entry.outputs, session.outputs),
+        ):
+            if set(listed) != set(found):
+                session.close()
+                raise BundleCorrupt(self.entry.graph, f"{kind} are {_names(found)}; the manifest says {_names(listed)}")
+
+    def _report_opening(self, timings: Timings, seconds: float) -> None:
+        with self._lock:
+            first, self._reported = not self._reported, True
+        if first:
+            timings.add(f"{self.name}.open", seconds)
+
+
+def non_finite(array: AnyArray) -> int:
+    """How many values are NaN or infinite; 0 for types that have none."""
+    if array.dtype.kind != "f":
+        return 0
+    finite = np.isfinite(array)
+    return 0 if finite.all() else int(array.size - np.count_nonzero(finite))
+
+
+def _names(specs: Mapping[str, TensorSpec]) -> str:
+    return ", ".join(sorted(specs)) or "none"

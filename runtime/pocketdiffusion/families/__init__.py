@@ -1,0 +1,53 @@
+"""How kinds of models are conditioned: what their denoiser is fed besides the latents and the timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol
+
+from pocketdiffusion.bundle import Bundle
+from pocketdiffusion.component import Component
+from pocketdiffusion.errors import BundleUnsupported
+from pocketdiffusion.request import Request
+from pocketdiffusion.tensors import Array
+from pocketdiffusion.timing import Timings
+
+FAMILIES = {
+    "sd": "pocketdiffusion.families.sd:StableDiffusion",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """Denoiser inputs by name, one row for each image."""
+
+    positive: Mapping[str, Array]
+    negative: Mapping[str, Array] | None
+    """None where guidance is off."""
+    messages: tuple[str, ...] = ()
+    """What the user should know, e.g. which part of a prompt was cut."""
+
+
+class Family(Protocol):
+    """Conditioning of one kind of model."""
+
+    denoiser: str
+    """Name of the component that the loop runs: "unet" or "transformer"."""
+
+    def condition(self, request: Request, components: Mapping[str, Component], timings: Timings) -> Conditioning:
+        """Run what precedes the loop (text encoders, size ids ...) for a resolved request."""
+        ...
+
+
+def load_family(bundle: Bundle) -> Family:
+    """The family object of a bundle. Raises BundleUnsupported for a family that this version does not know."""
+    name = bundle.manifest.family
+    if name not in FAMILIES:
+        raise BundleUnsupported(
+            f"{bundle.manifest.name} is of family {name!r}; this version knows {', '.join(FAMILIES)}: upgrade pocketdiffusion"
+        )
+    module, attribute = FAMILIES[name].split(":")
+    family: Family = getattr(import_module(module), attribute)(bundle)
+    return family

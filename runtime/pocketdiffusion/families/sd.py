@@ -1,0 +1,56 @@
+"""Stable Diffusion 1.x and 2.x and whatever is conditioned like them: one CLIP text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+
+from pocketdiffusion.bundle import Bundle
+from pocketdiffusion.component import Component
+from pocketdiffusion.families import Conditioning
+from pocketdiffusion.prompt import encode_prompts
+from pocketdiffusion.request import Request
+from pocketdiffusion.tensors import AnyArray, Array
+from pocketdiffusion.timing import Timings
+from pocketdiffusion.tokenizer import ClipTokenizer
+
+
+class StableDiffusion:
+    """Conditioning by the hidden states of one text encoder."""
+
+    denoiser = "unet"
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    @cached_property
+    def tokenizer(self) -> ClipTokenizer:
+        """The bundle's tokenizer, read on first use."""
+        return ClipTokenizer.from_bundle(self._bundle)
+
+    def condition(self, request: Request, components: Mapping[str, Component], timings: Timings) -> Conditioning:
+        """Text encoder states, (images, tokens, width) float32, for the prompts and, with guidance, the negatives."""
+        encoder = components["text_encoder"]
+
+        def run(ids: AnyArray) -> Mapping[str, AnyArray]:
+            return encoder.run({"input_ids": ids}, timings)
+
+        negatives = request.negative_prompt or ("",) * len(request.prompt)
+        with encoder.use():
+            encoded = encode_prompts(
+                self.tokenizer,
+                run,
+                request.prompt,
+                negatives if request.guided else None,
+                clip_skip=request.clip_skip,
+                weighting=request.weighting,
+                long_prompt=request.long_prompt,
+            )
+        negative = None if encoded.negative is None else _inputs(encoded.negative, request)
+        return Conditioning(_inputs(encoded.positive, request), negative, tuple(encoded.messages))
+
+
+def _inputs(states: Array, request: Request) -> dict[str, Array]:
+    return {"encoder_hidden_states": np.repeat(states, request.num_images_per_prompt, axis=0)}

@@ -1,0 +1,116 @@
+"""What `manifest.json` says about a bundle: frozen value types.
+
+A model's numbers live here and never in branches of the code. Reading and writing the file is `bundle.py`'s work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pocketdiffusion.tensors import TensorSpec
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of the bundle. `path` is relative to the bundle, with "/" between its parts."""
+
+    path: str
+    size: int
+    """Bytes."""
+    sha256: str
+    """64 lower-case hexadecimal digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentEntry:
+    """One graph of the bundle."""
+
+    format: str
+    """Graph format: "onnx", "openvino", "coreml"."""
+    graph: str
+    """Path of the file that an engine opens; it and its external data are listed in `Manifest.files`."""
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    weights: str
+    """How weights are stored: "float32", "float16", "int8" ..."""
+    sqnr_db: float | None = None
+    """Signal to quantization noise ratio against the float32 source, measured at export."""
+    min_sqnr_db: float | None = None
+    """What `verify` demands on another machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the weights come from and under which terms."""
+
+    name: str
+    licence: str
+    """SPDX expression."""
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Source weight file -> sha256."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The model's numbers. Noise levels and parameterization stand in `scheduler/scheduler_config.json`."""
+
+    width: int
+    """Native width in pixels. Which other sizes are possible follows from the graphs' input shapes."""
+    height: int
+    latent_channels: int
+    latent_scale: float
+    """Denoiser latents = (VAE latents - latent_shift) * latent_scale."""
+    latent_shift: float
+    vae_factor: int
+    """Pixels per latent cell, along one side."""
+    size_multiple: int
+    """Width and height must be multiples of this: vae_factor times 2 for each halving inside the denoiser."""
+    text_length: int
+    """Tokens that the text encoder takes, start and end included."""
+    default_steps: int
+    default_guidance: float
+    latent_rgb: tuple[tuple[float, float, float], ...] | None = None
+    """Preview: rows of weights, one per latent channel and a last one for the offset, giving R, G, B in [-1, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenImage:
+    """One whole generation by the float32 source, which `verify` repeats."""
+
+    prompt: str
+    seed: int
+    steps: int
+    guidance: float
+    file: str
+    """PNG in the bundle."""
+    psnr_db: float
+    """What this bundle reached at export."""
+    min_psnr_db: float
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The whole of `manifest.json`."""
+
+    name: str
+    description: str
+    family: str
+    """Key of `pocketdiffusion.families.FAMILIES`."""
+    tasks: tuple[str, ...]
+    """Keys of `pocketdiffusion.tasks.TASKS` that the components allow."""
+    recipe: str
+    source: Source
+    numbers: Numbers
+    components: Mapping[str, ComponentEntry]
+    """By Diffusers' names: text_encoder, unet, vae_decoder, vae_encoder ..."""
+    files: tuple[FileEntry, ...]
+    """Every file of the bundle but manifest.json itself, sorted by path."""
+    tools: Mapping[str, str] = field(default_factory=dict)
+    """Versions of what made the bundle."""
+    golden: str | None = None
+    """Path of a safetensors file with keys "component/in/name" and "component/out/name": float32 source outputs."""
+    golden_image: GoldenImage | None = None
+    format_version: int = FORMAT_VERSION

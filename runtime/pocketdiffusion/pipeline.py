@@ -1,0 +1,262 @@
+"""`Pipeline`: a loaded bundle that generates, and the only denoising loop.
+
+Limits: one image size per call; guidance is classifier-free only; graphs need a free batch axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from pocketdiffusion import __version__, vae
+from pocketdiffusion.backends.base import SessionOptions
+from pocketdiffusion.bundle import Bundle
+from pocketdiffusion.component import Component, Residency
+from pocketdiffusion.components import choose_devices, describe_choices, open_components
+from pocketdiffusion.denoiser import both, network
+from pocketdiffusion.errors import BundleUnsupported, InvalidRequest, NonFinite
+from pocketdiffusion.families import Conditioning, load_family
+from pocketdiffusion.generation import Generation, Run
+from pocketdiffusion.models import find_bundle
+from pocketdiffusion.image import to_pil, to_uint8
+from pocketdiffusion.metadata import Parameters
+from pocketdiffusion.noise import stacked
+from pocketdiffusion.request import Request, make_request, resolve
+from pocketdiffusion.result import ComponentUse, Result
+from pocketdiffusion.sampling.denoise import Network, denoiser, guided, interval
+from pocketdiffusion.sampling.scheduler import sampling_plan
+from pocketdiffusion.sampling.types import Noise, Step
+from pocketdiffusion.tasks import TASKS
+from pocketdiffusion.tensors import Array
+from pocketdiffusion.timing import Timings, timed
+
+DIGITAL_SOURCE = {
+    "text-to-image": "trainedAlgorithmicMedia",
+    "image-to-image": "compositeWithTrainedAlgorithmicMedia",
+}
+"""IPTC NewsCodes: what a saved picture says about its origin."""
+
+RNG = {"cpu": "CPU", "cuda": "NV"}
+"""A1111's words for whose noise was reproduced."""
+
+Prompts = str | Sequence[str]
+StepCallback = Callable[["Pipeline", int, float, dict[str, Any]], "dict[str, Any] | None"]
+
+
+class Pipeline:
+    """A model ready to generate. Graphs are opened on first use."""
+
+    def __init__(self, bundle: Bundle, components: Mapping[str, Component]) -> None:
+        self.bundle = bundle
+        self.components = components
+        self.scheduler_config: Mapping[str, Any] = bundle.read_json("scheduler/scheduler_config.json")
+        """Diffusers' scheduler configuration; assign another to change sampler, schedule or parameterization."""
+        self.notes: tuple[str, ...] = ()
+        """Which device runs what, and why."""
+        self._family = load_family(bundle)
+        self._interrupt = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        device: str | Mapping[str, str] = "auto",
+        threads: int | None = None,
+        precision: str = "float32",
+        residency: Residency = "keep",
+    ) -> Pipeline:
+        """Open a bundle by name or path.
+
+        `device` is "auto", "cpu", "openvino:gpu" …, or one for each of text_encoder, denoiser and vae. `residency` "keep"
+        leaves graphs open between calls; "release" closes each when its stage is over, so that the peak is the largest
+        stage and not their sum. Raises BundleError and BackendError.
+        """
+        bundle = Bundle.open(find_bundle(model))
+        choices = choose_devices(bundle, device)
+        options = SessionOptions(threads=threads, precision=precision)
+        pipe = cls(bundle, open_components(bundle, choices, options, residency))
+        pipe.notes = tuple(describe_choices(choices))
+        return pipe
+
+    @overload
+    def __call__(self, prompt: Prompts, *, return_dict: Literal[True] = True, **fields: Any) -> Result: ...
+
+    @overload
+    def __call__(self, prompt: Prompts, *, return_dict: Literal[False], **fields: Any) -> tuple[Any, None]: ...
+
+    def __call__(
+        self,
+        prompt: Prompts,
+        *,
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        **fields: Any,
+    ) -> Result | tuple[Any, None]:
+        """Generate, with Diffusers' parameter names: see `Request` for the fields.
+
+        `callback_on_step_end(pipe, step, timestep, {"latents": …})` may return a dict with other latents; setting
+        ``pipe._interrupt = True`` in it ends sampling after that step, and what is there is decoded.
+        """
+        self._interrupt = False
+        generation = self.stream(prompt, **fields)
+        for step in generation:
+            if callback_on_step_end is not None:
+                given = {"latents": generation.latents(step)}
+                changed = callback_on_step_end(self, step.index, generation.timestep(step), dict(given)) or given
+                if changed.get("latents") is not given["latents"]:
+                    generation.replace_latents(step, changed["latents"])
+            if self._interrupt:
+                generation.finish_early()
+        return generation.result if return_dict else (generation.result.images, None)
+
+    def stream(self, prompt: Prompts | Request, **fields: Any) -> Generation:
+        """The generation as an iterator over its steps; closing it cancels. Raises InvalidRequest at once."""
+        request = prompt if isinstance(prompt, Request) else make_request(prompt, **fields)
+        request = resolve(request, self.bundle.manifest.numbers)
+        self._check(request)
+        options = {} if request.eta is None else {"eta": request.eta}
+        plan = sampling_plan(self.scheduler_config, sampler=request.sampler, schedule=request.schedule, options=options)
+        levels = plan.levels(request.num_inference_steps)
+        run = Run(request, plan, levels, plan.parameterization(levels), self.bundle.manifest.numbers)
+        return Generation(run, self._generate(run))
+
+    def close(self) -> None:
+        """Free every graph."""
+        for component in self.components.values():
+            component.close()
+
+    def _generate(self, run: Run) -> Generator[Step, None, Result]:
+        request, timings = run.request, run.timings
+        for name in self._needed(request):
+            self.components[name].open_ahead()
+        with timings.span("text_encode"):
+            conditioning = self._family.condition(request, self.components, timings)
+        noise = stacked(request.generators, self._latent_shape(request))
+        step = yield from self._denoise(run, conditioning, noise)
+        latents = run.parameterization.latent(step.x, step.sigma_next)
+        images = None
+        if request.output_type != "latent":
+            with timings.span("vae_decode"), self.components["vae_decoder"].use() as decoder:
+                images = vae.decode(decoder, latents, run.numbers, timings)
+        return self._result(run, conditioning, latents, images)
+
+    def _denoise(self, run: Run, conditioning: Conditioning, noise: Noise) -> Generator[Step, None, Step]:
+        """The denoising loop. Returns the last step."""
+        request = run.request
+        start = TASKS[request.task](request, run.levels, run.parameterization, noise, self._encode(run))
+        index = 0
+        with self.components[self._family.denoiser].use() as component:
+            with run.timings.span("wait_open"):
+                _ = component.session  # opened ahead in a thread; waiting for it is no part of the first step
+            denoise = start.wrap(denoiser(_answer(component, run, conditioning), run.parameterization))
+            steps = run.plan.run(denoise, start.x, start.levels, noise)
+            try:
+                for step in timed(steps, run.timings, "step"):
+                    yield step
+                    index = step.index + 1
+                    if run.finish_early:
+                        break
+            except NonFinite as error:
+                raise error.at_step(index) from None
+        return step
+
+    def _encode(self, run: Run) -> Callable[[Array, Noise], Array]:
+        def encode(images: Array, noise: Noise) -> Array:
+            with run.timings.span("vae_encode"), self.components["vae_encoder"].use() as encoder:
+                return vae.encode(encoder, images, run.numbers, noise, run.timings)
+
+        return encode
+
+    def _needed(self, request: Request) -> list[str]:
+        """Components in the order of use."""
+        first = ["text_encoder", self._family.denoiser]
+        encoder = ["vae_encoder"] if request.image is not None else []
+        decoder = ["vae_decoder"] if request.output_type != "latent" else []
+        return first + encoder + decoder
+
+    def _latent_shape(self, request: Request) -> tuple[int, int, int, int]:
+        numbers = self.bundle.manifest.numbers
+        height, width = request.height or numbers.height, request.width or numbers.width
+        return request.batch, numbers.latent_channels, height // numbers.vae_factor, width // numbers.vae_factor
+
+    def _check(self, request: Request) -> None:
+        """What only the bundle knows: tasks, components, sizes."""
+        manifest = self.bundle.manifest
+        if request.task not in manifest.tasks:
+            raise BundleUnsupported(
+                f"{manifest.name} can't do {request.task}; it was exported for {', '.join(manifest.tasks)}"
+            )
+        multiple = manifest.numbers.size_multiple
+        for name, size in (("height", request.height), ("width", request.width)):
+            if size is not None and size % multiple:
+                nearest = max(multiple, round(size / multiple) * multiple)
+                raise InvalidRequest(
+                    name, f"{name} is {size}; {manifest.name} takes multiples of {multiple}: try {nearest}"
+                )
+        fixed = manifest.components[self._family.denoiser].inputs["sample"].shape[2:]
+        asked = self._latent_shape(request)[2:]
+        if any(isinstance(size, int) and size != want for size, want in zip(fixed, asked, strict=True)):
+            factor = manifest.numbers.vae_factor
+            allowed = "x".join(str(size * factor) if isinstance(size, int) else "any" for size in reversed(fixed))
+            raise InvalidRequest(
+                "width", f"{request.width}x{request.height} was asked; {manifest.name} is fixed to {allowed}"
+            )
+
+    def _result(self, run: Run, conditioning: Conditioning, latents: Array, images: Array | None) -> Result:
+        request = run.request
+        pixels = None if images is None else to_uint8(images)
+        chosen: Any = latents
+        if images is not None and pixels is not None:
+            chosen = to_pil(pixels) if request.output_type == "pil" else np.clip(images / 2 + 0.5, 0, 1)
+        seeds = tuple(generator.initial_seed() for generator in request.generators)
+        return Result(
+            images=chosen,
+            seeds=seeds,
+            timings=run.timings,
+            configuration={name: _use(self.components[name]) for name in self._needed(request)},
+            parameters=tuple(self._parameters(run, index, seed) for index, seed in enumerate(seeds)),
+            digital_source=DIGITAL_SOURCE[request.task],
+            pixels=pixels,
+            latents=latents,
+            messages=conditioning.messages,
+        )
+
+    def _parameters(self, run: Run, index: int, seed: int) -> Parameters:
+        request, manifest = run.request, self.bundle.manifest
+        prompt = index // request.num_images_per_prompt
+        return Parameters(
+            prompt=request.prompt[prompt],
+            negative_prompt="" if request.negative_prompt is None else request.negative_prompt[prompt],
+            steps=request.num_inference_steps,
+            sampler=run.plan.sampler,
+            schedule=run.plan.schedule,
+            guidance_scale=request.guidance_scale,
+            seed=seed,
+            width=request.width,
+            height=request.height,
+            model=manifest.name,
+            model_hash=self.bundle.digest[:10],
+            clip_skip=request.clip_skip + 1,  # A1111 counts the layers from the end, Diffusers those left out
+            rng=RNG[request.generators[index].device],
+            version=f"pocketdiffusion {__version__}",
+            extra={"Backend": self.components[self._family.denoiser].device, "Quantization": manifest.recipe},
+        )
+
+
+def _answer(component: Component, run: Run, conditioning: Conditioning) -> Network:
+    """The denoiser's raw answer: the conditional one, or both passes combined by guidance."""
+    request = run.request
+    conditional = network(component, conditioning.positive, run.timings)
+    if conditioning.negative is None:
+        return conditional
+    pair = both(component, conditioning, batched=request.batched_guidance, timings=run.timings)
+    active = interval(*request.guidance_interval, run.plan.train_timesteps)
+    return guided(pair, conditional, request.guidance_scale or 1.0, rescale=request.guidance_rescale, active=active)
+
+
+def _use(component: Component) -> ComponentUse:
+    return ComponentUse(component.engine, component.device, component.precision, component.entry.weights)

@@ -1,0 +1,40 @@
+"""Latents to pictures and back, through the bundle's VAE graphs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pocketdiffusion.component import Component
+from pocketdiffusion.manifest import Numbers
+from pocketdiffusion.tensors import Array, Noise
+from pocketdiffusion.timing import Timings
+
+
+def decode(decoder: Component, latents: Array, numbers: Numbers, timings: Timings) -> Array:
+    """Pictures (n, height, width, 3) in about [-1, 1] from denoiser latents (n, channels, h, w).
+
+    One image at a time: decoding is where the memory peaks, and a batch gains no speed on a CPU.
+    """
+    raw = latents / np.float32(numbers.latent_scale) + np.float32(numbers.latent_shift)
+    pictures = [decoder.run({"latent_sample": raw[i : i + 1]}, timings)["sample"] for i in range(len(raw))]
+    return np.ascontiguousarray(np.concatenate(pictures).transpose(0, 2, 3, 1), dtype=np.float32)
+
+
+def encode(encoder: Component, images: Array, numbers: Numbers, noise: Noise, timings: Timings) -> Array:
+    """Denoiser latents, sampled from the posterior of pictures (n, height, width, 3) in [-1, 1]."""
+    planar = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    parameters = np.concatenate(
+        [encoder.run({"sample": planar[i : i + 1]}, timings)["latent_parameters"] for i in range(len(planar))]
+    )
+    mean, log_variance = np.split(parameters, 2, axis=1)
+    # The clip is the one of the Gaussian posterior in Diffusers' AutoencoderKL.
+    deviation = np.exp(0.5 * np.clip(log_variance, -30.0, 20.0))
+    latents = mean + deviation * noise()
+    return np.asarray((latents - numbers.latent_shift) * numbers.latent_scale, np.float32)
+
+
+def preview(denoised: Array, latent_rgb: tuple[tuple[float, float, float], ...]) -> Array:
+    """A rough picture (n, h, w, 3) in [-1, 1], one pixel per latent cell, by a linear map fitted at export."""
+    matrix = np.asarray(latent_rgb, np.float32)
+    colours: Array = np.einsum("nchw,ck->nhwk", denoised, matrix[:-1]) + matrix[-1]
+    return colours

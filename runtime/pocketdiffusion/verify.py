@@ -1,0 +1,104 @@
+"""Does this bundle compute here what its float32 source computed at export? Answered without torch.
+
+The bundle carries golden inputs and outputs of each component and one golden picture; see `manifest.Manifest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pocketdiffusion.backends.base import SessionOptions
+from pocketdiffusion.bundle import Bundle
+from pocketdiffusion.components import choose_devices, open_components
+from pocketdiffusion.errors import BackendError, BundleUnsupported, NonFinite
+from pocketdiffusion.image import from_image, to_uint8
+from pocketdiffusion.pipeline import Pipeline
+from pocketdiffusion.tensors import AnyArray
+from pocketdiffusion.timing import Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One figure against its limit, in decibels."""
+
+    subject: str
+    """Component, or "image"."""
+    device: str
+    figure: float | None
+    """SQNR of a component, PSNR of the picture; None where it could not be run."""
+    wanted: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the figure reaches the limit."""
+        return self.figure is not None and self.figure >= self.wanted
+
+
+def sqnr_db(reference: AnyArray, found: AnyArray) -> float:
+    """Signal to quantization noise ratio, 10 log10(sum ref² / sum (ref - found)²), in dB; inf where they are equal."""
+    signal = np.asarray(reference, np.float64)
+    noise = float(np.sum((signal - np.asarray(found, np.float64)) ** 2))
+    return float("inf") if noise == 0 else 10 * float(np.log10(np.sum(signal**2) / noise))
+
+
+def psnr_db(reference: AnyArray, found: AnyArray) -> float:
+    """Peak signal to noise ratio of two uint8 pictures in dB; inf where they are equal."""
+    error = float(np.mean((np.asarray(reference, np.float64) - np.asarray(found, np.float64)) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+
+
+def verify(bundle: Bundle, device: str, options: SessionOptions) -> Iterator[Check]:
+    """All checks of a bundle on one device. Raises BundleUnsupported when it carries nothing to check against."""
+    if bundle.manifest.golden is None:
+        raise BundleUnsupported(
+            f"{bundle.manifest.name} carries no golden tensors; export it again to be able to verify it"
+        )
+    pipe = Pipeline(bundle, open_components(bundle, choose_devices(bundle, device), options, "release"))
+    yield from _components(pipe, device)
+    yield from _picture(pipe, device)
+
+
+def _components(pipe: Pipeline, device: str) -> Iterator[Check]:
+    golden = _golden(pipe.bundle)
+    for name, entry in pipe.bundle.manifest.components.items():
+        wanted = 0.0 if entry.min_sqnr_db is None else entry.min_sqnr_db
+        feeds = {key.split("/", 2)[2]: value for key, value in golden.items() if key.startswith(f"{name}/in/")}
+        expected = {key.split("/", 2)[2]: value for key, value in golden.items() if key.startswith(f"{name}/out/")}
+        if not expected:
+            yield Check(name, device, None, wanted, "the bundle holds no golden output for it")
+            continue
+        try:
+            with pipe.components[name].use() as component:
+                outputs = component.run(feeds, Timings())
+        except (BackendError, NonFinite) as error:
+            yield Check(name, device, None, wanted, str(error))
+            continue
+        yield Check(name, device, min(sqnr_db(value, outputs[key]) for key, value in expected.items()), wanted)
+
+
+def _picture(pipe: Pipeline, device: str) -> Iterator[Check]:
+    golden = pipe.bundle.manifest.golden_image
+    if golden is None:
+        return
+    try:
+        result = pipe.stream(
+            golden.prompt, seed=golden.seed, num_inference_steps=golden.steps, guidance_scale=golden.guidance
+        ).result
+    except (BackendError, NonFinite) as error:
+        yield Check("image", device, None, golden.min_psnr_db, str(error))
+        return
+    expected = to_uint8(from_image(pipe.bundle.file(golden.file)))[0]
+    if result.pixels is None:
+        raise ValueError("a run with pictures gave none")
+    yield Check("image", device, psnr_db(expected, result.pixels[0]), golden.min_psnr_db)
+
+
+def _golden(bundle: Bundle) -> dict[str, AnyArray]:
+    from safetensors.numpy import load_file
+
+    tensors: dict[str, AnyArray] = load_file(bundle.file(bundle.manifest.golden or ""))
+    return tensors
