@@ -1,9 +1,9 @@
 """`python -m pocketdiffusion_bench.overhead`: what Python and numpy cost per denoising step, without any graph.
 
 The denoiser is a session that returns a ready array at once, so all the time that is left is this package's own: feeds,
-guidance, sampler arithmetic, checks for NaN. Shapes are Stable Diffusion 1.5's at 512x512, guided in one batch of two. The share
-is of a real guided step of that model, whose seconds `--step-seconds` states (default: 1.4, W8A8 on OpenVINO, two cores:
-the fastest known here, hence the largest share).
+guidance, sampler arithmetic, checks for NaN. Shapes are Stable Diffusion 1.5's at 512x512, guided in one batch of two.
+The share is of a real guided step of that model, whose seconds `--step-seconds` states (default: 1.4, W8A8 on OpenVINO
+with two cores: the fastest known here, hence the largest share).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ReadyBackend:
     """An engine whose only graph takes no time."""
 
     name = "ready"
-    formats = ("fake",)
+    formats: tuple[str, ...] = ("fake",)
 
     def devices(self) -> list[str]:
         """One device."""

@@ -42,7 +42,7 @@ class ComponentSpec:
     axes: Mapping[str, Mapping[int, str]]
     """Free axes of inputs and outputs by name; what is not listed is fixed."""
     example: tuple[torch.Tensor, ...]
-    """Small inputs for tracing; no free axis may have length 1 or equal another by accident."""
+    """Inputs for tracing; no free axis may have length 1, which torch treats as a constant."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The component's `config.json`, without paths."""
     form: Callable[[], AbstractContextManager[None]] = nullcontext

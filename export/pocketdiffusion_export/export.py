@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from pocketdiffusion.bundle import file_entries, write_manifest
 from pocketdiffusion.manifest import ComponentEntry, GoldenImage, Manifest, Numbers, Source
@@ -69,7 +69,7 @@ def export(plan: ExportPlan, say: Say) -> Summary:
         work = _Work(plan, engines, folder, say)
         for spec in specs:
             work.component(spec, _spread(samples[spec.name]))
-        save_file(work.golden, folder / GOLDEN)
+        (folder / GOLDEN).write_bytes(save(work.golden))  # save_file would make it readable by its owner alone
         if work.quantization:
             layout.write_json(folder / QUANTIZATION, work.quantization)
         say("generating the golden image with the source and with the exported graphs")

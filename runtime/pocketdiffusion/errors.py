@@ -93,7 +93,7 @@ class NonFinite(PocketDiffusionError):
         where = "" if step is None else f" at step {step + 1}"
         super().__init__(
             f"{component} produced {bad} NaN or infinite values of {size} in '{output}'{where} "
-            f"({precision} on {device}); no image was made. Try another device or precision, e.g. --device onnxruntime:cpu"
+            f"({precision} on {device}); no image was made: try another device or precision, e.g. onnxruntime:cpu"
         )
         self.component, self.output, self.precision, self.device = component, output, precision, device
         self.bad, self.size, self.step = bad, size, step

@@ -20,9 +20,9 @@ from pocketdiffusion.denoiser import both, network
 from pocketdiffusion.errors import BundleUnsupported, InvalidRequest, NonFinite
 from pocketdiffusion.families import Conditioning, load_family
 from pocketdiffusion.generation import Generation, Run
-from pocketdiffusion.models import find_bundle
 from pocketdiffusion.image import to_pil, to_uint8
 from pocketdiffusion.metadata import Parameters
+from pocketdiffusion.models import find_bundle
 from pocketdiffusion.noise import stacked
 from pocketdiffusion.request import Request, make_request, resolve
 from pocketdiffusion.result import ComponentUse, Result
@@ -31,7 +31,7 @@ from pocketdiffusion.sampling.scheduler import sampling_plan
 from pocketdiffusion.sampling.types import Noise, Step
 from pocketdiffusion.tasks import TASKS
 from pocketdiffusion.tensors import Array
-from pocketdiffusion.timing import Timings, timed
+from pocketdiffusion.timing import timed
 
 DIGITAL_SOURCE = {
     "text-to-image": "trainedAlgorithmicMedia",
@@ -71,9 +71,9 @@ class Pipeline:
     ) -> Pipeline:
         """Open a bundle by name or path.
 
-        `device` is "auto", "cpu", "openvino:gpu" …, or one for each of text_encoder, denoiser and vae. `residency` "keep"
-        leaves graphs open between calls; "release" closes each when its stage is over, so that the peak is the largest
-        stage and not their sum. Raises BundleError and BackendError.
+        `device` is "auto", "cpu", "openvino:gpu" …, or one for each of text_encoder, denoiser and vae. `residency`
+        "keep" leaves graphs open between calls; "release" closes each when its stage is over, so that the peak is the
+        largest stage and not their sum. Raises BundleError and BackendError.
         """
         bundle = Bundle.open(find_bundle(model))
         choices = choose_devices(bundle, device)

@@ -34,7 +34,7 @@ class Result:
     images: Any
     """By output_type: a list of PIL images ("pil"), float32 (n, h, w, 3) in [0, 1] ("np"), or latents ("latent")."""
     seeds: tuple[int, ...]
-    """One for each image; the same seed makes the same image alone, unless one generator was given for several images."""
+    """One for each image; it makes the same image alone, unless one generator was given for several images."""
     timings: Timings
     """Raw samples in seconds: text_encode, step, vae_decode, total, and each component's own runs and opening."""
     configuration: Mapping[str, ComponentUse]

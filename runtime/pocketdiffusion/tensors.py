@@ -13,14 +13,14 @@ Array = NDArray[np.float32]
 AnyArray = NDArray[Any]
 
 Noise = Callable[[], Array]
-"""The next standard-normal draw, in the shape of the latents, float32. Each image of a batch has a source of its own."""
+"""The next standard-normal draw, in the shape of the latents, float32; each image of a batch has its own source."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Name-less description of one graph input or output.
 
-    `dtype` is numpy's name ("float32", "int64"); `shape` holds an int for a fixed axis and a str or None for a free one.
+    `dtype` is numpy's name ("float32", "int64"); `shape` holds an int for a fixed axis, a str or None for a free one.
     """
 
     dtype: str

@@ -40,7 +40,7 @@ class Timings:
 
 
 def timed(items: Iterator[Item], timings: Timings, name: str) -> Iterator[Item]:
-    """Pass items on and add the time that making each of them took; what the consumer does in between is not counted."""
+    """Pass items on and add the time that making each took; what the consumer does in between is not counted."""
     while True:
         start = time.perf_counter()
         try:

@@ -1,7 +1,7 @@
 """Trajectories of Diffusers' schedulers and of ours on one synthetic network, in the network's own coordinates.
 
-Both sides start from the same noise, draw the same noise in each step and call the same numpy function. `Case` says
-what is compared; `worst_error` is the figure: the largest difference in any step, relative to that step's largest value.
+Both sides start from the same noise, draw the same noise in each step and call the same numpy function. `worst_error`
+is the figure: the largest difference in any step, relative to that step's largest value.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+
 from pocketdiffusion.sampling.denoise import denoiser
 from pocketdiffusion.sampling.scheduler import sampling_plan
 
@@ -145,7 +146,8 @@ def diffusers_trajectory(
 def worst_error(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
     """The largest difference in any step, relative to the largest value of that step."""
     assert len(ours) == len(theirs), (len(ours), len(theirs))
-    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(ours, theirs, strict=True))
+    errors = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(ours, theirs, strict=True)]
+    return float(np.max(errors))  # numpy's max lets a NaN through, Python's may hide it
 
 
 def _full(class_name: str, config: Mapping[str, Any], prediction_type: str) -> dict[str, Any]:

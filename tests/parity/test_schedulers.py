@@ -4,7 +4,7 @@ Not compared, because Diffusers' own result can't be met or does not exist:
 
 - DDIM with linspace: Diffusers steps to ``t - T // n`` but evaluates next at ``timesteps[i + 1]``, which differs for
   that spacing. Ours steps to the level that it evaluates next.
-- "fixed_large" DDPM whose last timestep is above 0: Diffusers adds noise in the last step, against algorithm 2 of the paper.
+- "fixed_large" DDPM whose last timestep is above 0: Diffusers adds noise in the last step, algorithm 2 does not.
 - Epsilon with a terminal SNR of zero in DDIM and DDPM, trailing: Diffusers divides by alpha = 0 and gives NaN.
 - v with zero SNR in Euler's classes at 1 and 2 steps: ``x + d * dt`` at sigma 4096 in float32 costs Diffusers 1e-3.
 """
@@ -15,9 +15,11 @@ import itertools
 
 import pytest
 
+from pocketdiffusion.sampling.denoise import guided
+
 torch = pytest.importorskip("torch")
 
-from .oracle import diffusers_trajectory, our_trajectory, worst_error  # noqa: E402
+from .oracle import diffusers_trajectory, draws, our_trajectory, worst_error  # noqa: E402
 
 pytestmark = [
     pytest.mark.torch,
@@ -46,7 +48,8 @@ def check(class_name, config, prediction_type, steps=STEPS, *, ours=None, theirs
     errors = {}
     for count in steps:
         reference = diffusers_trajectory(class_name, config, count, prediction_type, **(theirs or {}))
-        errors[count] = worst_error(our_trajectory(class_name, config, count, prediction_type, **(ours or {})), reference)
+        found = our_trajectory(class_name, config, count, prediction_type, **(ours or {}))
+        errors[count] = worst_error(found, reference)
     assert all(error <= TOLERANCE for error in errors.values()), errors
 
 
@@ -150,14 +153,22 @@ def test_networks_that_answer_with_the_clean_latent(class_name):
 
 @pytest.mark.parametrize(
     "config",
-    [
-        {**conversion, "shift": shift}
-        for conversion, shift in itertools.product(CONVERSIONS, (1.0, 3.0))
-    ],
+    [{**conversion, "shift": shift} for conversion, shift in itertools.product(CONVERSIONS, (1.0, 3.0))],
     ids=str,
 )
 def test_flow(config):
     check(FLOW, config, "flow_prediction")
+
+
+@pytest.mark.parametrize("rescale", [0.3, 0.7, 1.0])
+def test_guidance_rescale(rescale):
+    pipeline = pytest.importorskip("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
+    noise = draws(5)
+    unconditional, conditional = next(noise), next(noise)
+    found = guided(lambda x, t: (unconditional, conditional), lambda x, t: x, 7.5, rescale=rescale)(conditional, 1.0)
+    full = torch.from_numpy(unconditional + 7.5 * (conditional - unconditional))
+    expected = pipeline.rescale_noise_cfg(full, torch.from_numpy(conditional), guidance_rescale=rescale).numpy()
+    assert abs(found - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("time_shift_type", ["exponential", "linear"])

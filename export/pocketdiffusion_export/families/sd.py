@@ -32,7 +32,7 @@ class StableDiffusion:
     """The family; see `base.Family`."""
 
     name = "sd"
-    tasks: tuple[str, ...] = ("text-to-image",)
+    tasks: tuple[str, ...] = ("text-to-image", "image-to-image")
 
     def components(self, pipe: Any) -> tuple[ComponentSpec, ...]:
         """text_encoder, unet, vae_decoder and vae_encoder, with optimum's names of inputs and outputs."""

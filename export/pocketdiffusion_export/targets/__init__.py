@@ -1,7 +1,7 @@
 """Graph formats that components are written in.
 
-A target is a module with ``export(spec, file)``, which writes one component as float32, ``describe(file)``, which
-gives its inputs and outputs, and the names FORMAT and GRAPH. `TARGETS` maps a name to that module.
+A target is an object with ``trace(spec)``, which gives one component as a float32 model of the format,
+``save(model, file)``, ``describe(model)``, which gives its inputs and outputs, and the names ``format`` and ``graph``.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         default="{model}-{seed}.png",
-        help="file to write, .png, .jpg or .webp; fields {seed} {index} {width} {height} {steps} {model} (default: %(default)s)",
+        help=".png, .jpg or .webp; fields {seed} {index} {width} {height} {steps} {model} (default: %(default)s)",
     )
     _picture_options(parser)
     _sampling_options(parser)

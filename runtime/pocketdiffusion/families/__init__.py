@@ -46,7 +46,8 @@ def load_family(bundle: Bundle) -> Family:
     name = bundle.manifest.family
     if name not in FAMILIES:
         raise BundleUnsupported(
-            f"{bundle.manifest.name} is of family {name!r}; this version knows {', '.join(FAMILIES)}: upgrade pocketdiffusion"
+            f"{bundle.manifest.name} is of family {name!r}; this version knows {', '.join(FAMILIES)}: "
+            "upgrade pocketdiffusion"
         )
     module, attribute = FAMILIES[name].split(":")
     family: Family = getattr(import_module(module), attribute)(bundle)

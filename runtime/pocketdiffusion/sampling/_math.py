@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+
 from pocketdiffusion.sampling.types import Sigmas
 from pocketdiffusion.tensors import Array
 
@@ -31,7 +32,7 @@ def ancestral(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float,
     """(down, up): step to `down`, then add noise of deviation `up`; ``down**2 + up**2 == sigma_next**2``.
 
     For eta = 1 this is the posterior of DDPM (arXiv:2006.11239, equations 6 and 7), for other values DDIM's
-    (arXiv:2010.02502, equation 16), both in this package's coordinates.
+    (arXiv:2010.02502, equation 16), both in this package's coordinates. The noise is never more than the level holds.
     """
-    share = (sigma_next / sigma) ** 2
-    return sigma_next * math.sqrt((1 - eta**2) + eta**2 * share), sigma_next * eta * math.sqrt(1 - share)
+    up = sigma_next * min(1.0, eta * math.sqrt(1 - (sigma_next / sigma) ** 2))
+    return math.sqrt(sigma_next**2 - up**2), up

@@ -104,9 +104,7 @@ def interval(start: float, stop: float, train_steps: int) -> Active:
     return active
 
 
-def guided(
-    pair: Pair, conditional: Network, scale: float, *, rescale: float = 0.0, active: Active = always
-) -> Network:
+def guided(pair: Pair, conditional: Network, scale: float, *, rescale: float = 0.0, active: Active = always) -> Network:
     """Classifier-free guidance (arXiv:2207.12598) on raw outputs; only `conditional` runs where not `active`.
 
     `rescale` in [0, 1] pulls the guided output's deviation back to the conditional one's (arXiv:2305.08891, 3.4).

@@ -9,9 +9,8 @@ from pocketdiffusion.sampling._math import NO_SECOND_ORDER, ancestral, derivativ
 from pocketdiffusion.sampling.types import Denoise, Noise, Sigmas, Step
 from pocketdiffusion.tensors import Array
 
-
 OFF_GRID = 1 - 1e-12
-"""Keeps a midpoint apart from the run's levels, whose timesteps a schedule may have rounded: with eta 1 they coincide."""
+"""Keeps midpoints apart from the run's levels, whose timesteps may be rounded: with eta 1 the two coincide."""
 
 
 def dpm2(denoise: Denoise, x: Array, sigmas: Sigmas, noise: Noise) -> Iterator[Step]:

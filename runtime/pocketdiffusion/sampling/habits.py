@@ -14,9 +14,7 @@ from pocketdiffusion.sampling.training import NEAR_INFINITE_ALPHA
 
 KARRAS_DIFFUSION = Layout()
 WHOLE_STEPS = Layout(rounded=True)
-DPM_SOLVER = Layout(
-    rounded=True, fence=True, full_range=True, karras_rounded=True, truncated=True, flow_points="dpm"
-)
+DPM_SOLVER = Layout(rounded=True, fence=True, full_range=True, karras_rounded=True, truncated=True, flow_points="dpm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +46,7 @@ MULTISTEP_OPTIONS = (*SOLVER_OPTIONS, "solver_type", "algorithm_type", "euler_at
 K = Habits()
 K_TYPED = Habits(final="final_sigmas_type")
 DPM2 = Habits(replace(KARRAS_DIFFUSION, karras_rounded=True))
-DDIM = Habits(
-    WHOLE_STEPS, "leading", True, final="set_alpha_to_one", zero_snr_alpha=0.0, clips=True, thresholds=True
-)
+DDIM = Habits(WHOLE_STEPS, "leading", True, final="set_alpha_to_one", zero_snr_alpha=0.0, clips=True, thresholds=True)
 DPM = Habits(DPM_SOLVER, unit_start=True, final="final_sigmas_type", thresholds=True, options=MULTISTEP_OPTIONS)
 LCM = Habits(WHOLE_STEPS, "leading", True, zero_snr_alpha=0.0, clips=False, thresholds=True)
 

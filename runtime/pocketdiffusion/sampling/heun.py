@@ -14,7 +14,7 @@ def heun(denoise: Denoise, x: Array, sigmas: Sigmas, noise: Noise) -> Iterator[S
     for index, sigma, sigma_next in intervals(sigmas):
         denoised = denoise(x, sigma)
         predicted = toward(denoised, x, sigma_next / sigma)
-        if 0 < sigma_next and sigma < NO_SECOND_ORDER:
+        if sigma_next > 0 and sigma < NO_SECOND_ORDER:
             slope = derivative(denoised, x, sigma)
             denoised = denoise(predicted, sigma_next)
             mean = 0.5 * (slope + derivative(denoised, predicted, sigma_next))

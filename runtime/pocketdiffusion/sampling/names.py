@@ -1,4 +1,4 @@
-"""Names of samplers and schedules as users bring them: ours, Diffusers' classes, A1111's labels, k-diffusion's functions."""
+"""Names as users bring them: ours, Diffusers' classes, A1111's labels, k-diffusion's functions."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import numpy as np
 from pocketdiffusion.errors import BundleUnsupported, InvalidRequest
 from pocketdiffusion.sampling import SAMPLERS, SCHEDULES, load_sampler
 from pocketdiffusion.sampling.denoise import Kind, Parameterization, clipped, consistent, thresholded
-from pocketdiffusion.sampling.habits import HABITS, Habits
+from pocketdiffusion.sampling.habits import DPM, HABITS, Habits
 from pocketdiffusion.sampling.names import CLASSES, sampler_and_schedule, schedule_name
 from pocketdiffusion.sampling.schedules import Layout, Levels, shifted, to_sigmas
 from pocketdiffusion.sampling.training import TrainingLevels, training_levels
@@ -38,6 +38,14 @@ SWITCHES = {
     "use_lu_lambdas": "lu",
 }
 FLOW_CLASS = "FlowMatchEulerDiscreteScheduler"
+DPM_FOREIGN = {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint", "deis": "dpmsolver++"}
+FOREIGN_VALUES: Mapping[str, Mapping[str, str]] = {
+    "dpm++ 2m": DPM_FOREIGN,
+    "dpm++ 2m sde": DPM_FOREIGN,
+    "dpm++ 2s": DPM_FOREIGN,
+    "unipc": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"},
+}
+"""Values of `solver_type` and `algorithm_type` that Diffusers' classes replace when configs travel between them."""
 REFUSED = {
     "invert_sigmas": (False,),
     "stochastic_sampling": (False,),
@@ -180,8 +188,8 @@ def sampling_plan(
 ) -> SamplingPlan:
     """Read a Diffusers `scheduler_config.json`; `sampler`, `schedule` and the sampler's `options` override it.
 
-    Names: those of SAMPLERS and SCHEDULES, Diffusers' class names, A1111's labels, k-diffusion's functions. Unknown keys
-    of the config are ignored. Raises InvalidRequest for names and options, BundleUnsupported for the config.
+    Names: those of SAMPLERS and SCHEDULES, Diffusers' class names, A1111's labels, k-diffusion's functions. Unknown
+    keys of the config are ignored. Raises InvalidRequest for names and options, BundleUnsupported for the config.
     """
     _refuse(config)
     name, labelled = _sampler_of(config), None
@@ -278,7 +286,7 @@ def _layout(config: Config, habits: Habits, spacing: str) -> Layout:
         shift_terminal=config.get("shift_terminal"),
         original_steps=int(_get(config, "original_inference_steps", 50)),
     )
-    if habits is HABITS["dpm++ 2m"] and config.get("beta_schedule") == "squaredcos_cap_v2":
+    if habits is DPM and config.get("beta_schedule") == "squaredcos_cap_v2":
         return replace(layout, karras_rounded=False)
     if match:
         twice = not _get(config, "use_dynamic_shifting", False)
@@ -286,13 +294,11 @@ def _layout(config: Config, habits: Habits, spacing: str) -> Layout:
     return layout
 
 
-def _options(
-    config: Config, sampler: str, habits: Habits, kind: Kind, training: TrainingLevels
-) -> dict[str, Any]:
+def _options(config: Config, sampler: str, habits: Habits, kind: Kind, training: TrainingLevels) -> dict[str, Any]:
     """What the config and the model tell the sampler. Another sampler's options are not this one's."""
     options: dict[str, Any] = {}
     if sampler == _sampler_of(config):
-        options = {key: config[key] for key in habits.options if config.get(key) is not None}
+        options = {key: _known(sampler, config[key]) for key in habits.options if config.get(key) is not None}
         if sampler == "ddpm" and config.get("variance_type") == "fixed_large":
             options["variance"] = "large"
     if sampler in ("pndm", "plms"):
@@ -300,6 +306,11 @@ def _options(
     if sampler in ("pndm", "tcd"):
         options["training"] = training
     return options
+
+
+def _known(sampler: str, value: Any) -> Any:
+    """An option's value, or what Diffusers' class takes for a value of a related class found in a shared config."""
+    return FOREIGN_VALUES.get(sampler, {}).get(value, value) if isinstance(value, str) else value
 
 
 def _check_options(sampler: str, options: Mapping[str, Any]) -> None:

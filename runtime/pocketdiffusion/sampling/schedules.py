@@ -1,7 +1,8 @@
-"""Noise levels of a run: what Diffusers and A1111 call timestep spacing, Karras, exponential, beta, align your steps ...
+"""Noise levels of a run: what Diffusers and A1111 call spacing, Karras, exponential, beta, align your steps ...
 
-A schedule is a function ``(training, steps, layout) -> (levels, timesteps)``: both float64, from noise to image, without
-the final level. For variance-preserving models a level is sigma; for flow models it is the flow time t in (0, 1].
+A schedule is a function ``(training, steps, layout) -> (levels, timesteps)``: both float64, from noise to image,
+without the final level. For variance-preserving models a level is sigma; for flow models it is the flow time t in
+(0, 1].
 """
 
 from __future__ import annotations
@@ -72,19 +73,35 @@ Schedule = Callable[[TrainingLevels, int, Layout], Points]
 
 
 def spaced(training: TrainingLevels, steps: int, layout: Layout) -> Points:
-    """Evenly spaced timesteps: linspace, leading, trailing (arXiv:2305.08891, table 2); flow times for flow models."""
-    if training.flow:
-        return _flow_points(training, steps, layout)
+    """Evenly spaced timesteps: linspace, leading, trailing (arXiv:2305.08891, table 2)."""
+    _require(training, layout.spacing, flow=False)
     last = training.steps - int(np.sum(-np.log(training.sigmas) < layout.lambda_min))
     points = steps + layout.fence
     if layout.spacing == "linspace":
-        timesteps: Sigmas = np.linspace(0, last - 1, points)[::-1]
+        timesteps = np.linspace(0, last - 1, points, dtype=np.float64)[::-1]
     elif layout.spacing == "leading":
-        timesteps = np.arange(points)[::-1] * float(last // points) + layout.offset
+        timesteps = np.arange(points, dtype=np.float64)[::-1] * (last // points) + layout.offset
     else:
         timesteps = np.round(np.arange(last, 0, -training.steps / steps)) - 1
     timesteps = (np.round(timesteps) if layout.rounded else timesteps)[:steps]
     return np.interp(timesteps, np.arange(training.steps), training.sigmas), timesteps
+
+
+def flow(training: TrainingLevels, steps: int, layout: Layout) -> Points:
+    """Evenly spaced times of a rectified flow, shifted towards noise (arXiv:2403.03206, section 5.3.2)."""
+    _require(training, "flow", flow=True)
+    if layout.flow_points == "match":
+        smallest = 1 / training.steps
+        last = float(shifted(np.array(smallest), layout.shift)) if layout.shift_twice_at_end else smallest
+        times = np.linspace(1, last, steps)
+    elif layout.flow_points == "dpm":
+        times = (1 - np.linspace(1, 1 / training.steps, steps + 1))[:0:-1]
+    else:
+        times = np.linspace(1, 1 / training.steps, steps + 1)[:-1]
+    times = _shifted(times, layout)
+    if layout.flow_points == "unipc" and times[0] > 1 - 1e-6:
+        times[0] -= 1e-6
+    return times, _whole(times * training.steps, layout)
 
 
 def karras(training: TrainingLevels, steps: int, layout: Layout) -> Points:
@@ -135,9 +152,10 @@ def simple(training: TrainingLevels, steps: int, layout: Layout) -> Points:
 
 def distilled(training: TrainingLevels, steps: int, layout: Layout) -> Points:
     """A subset of the teacher's timesteps, evenly spaced (latent consistency models, arXiv:2310.04378, section 4.3)."""
+    _require(training, "distilled", flow=False)
     teacher = np.arange(layout.original_steps, 0, -1) * (training.steps // layout.original_steps) - 1
     if steps > len(teacher):
-        raise InvalidRequest("num_inference_steps", f"{steps} steps asked; this distilled model has 1 to {len(teacher)}")
+        raise InvalidRequest("num_inference_steps", f"{steps} steps asked; this model allows 1 to {len(teacher)}")
     indices = np.floor(np.linspace(0, len(teacher), steps, endpoint=False)).astype(np.int64)
     return training.sigmas[teacher[indices]], teacher[indices].astype(np.float64)
 
@@ -151,8 +169,7 @@ def align_your_steps(table: tuple[float, ...]) -> Schedule:
     """Sabour et al. 2024, arXiv:2404.14507: a table for 10 steps, interpolated linearly in log sigma for others."""
 
     def schedule(training: TrainingLevels, steps: int, layout: Layout) -> Points:
-        if training.flow:
-            raise InvalidRequest("schedule", "align_your_steps was asked for a flow model; it is for sd, sdxl and svd")
+        _require(training, "align_your_steps", flow=False)
         at, known = np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(table))
         levels = np.exp(np.interp(at, known, np.log(table)))[:-1]
         return levels, _timesteps(training, levels)
@@ -174,8 +191,16 @@ SCHEDULES: Mapping[str, Schedule] = {
     "align_your_steps_sdxl": align_your_steps(AYS_SDXL),
     "align_your_steps_svd": align_your_steps(AYS_SVD),
     "distilled": distilled,
-    "flow": spaced,
+    "flow": flow,
 }
+
+
+def _require(training: TrainingLevels, schedule: str, *, flow: bool) -> None:
+    if training.flow != flow:
+        model = "a flow" if training.flow else "no flow"
+        choices = "flow, karras or beta" if training.flow else "leading, trailing or karras"
+        message = f"schedule '{schedule}' was asked for {model} model; choose another, for example {choices}"
+        raise InvalidRequest("schedule", message)
 
 
 def to_sigmas(training: TrainingLevels, levels: Sigmas) -> Sigmas:
@@ -195,21 +220,6 @@ def _shifted(times: Sigmas, layout: Layout) -> Sigmas:
     return np.asarray(1 - (1 - times) * (1 - layout.shift_terminal) / (1 - times[-1]))
 
 
-def _flow_points(training: TrainingLevels, steps: int, layout: Layout) -> Points:
-    if layout.flow_points == "match":
-        smallest = 1 / training.steps
-        last = float(shifted(np.array(smallest), layout.shift)) if layout.shift_twice_at_end else smallest
-        times = np.linspace(1, last, steps)
-    elif layout.flow_points == "dpm":
-        times = (1 - np.linspace(1, 1 / training.steps, steps + 1))[:0:-1]
-    else:
-        times = np.linspace(1, 1 / training.steps, steps + 1)[:-1]
-    times = _shifted(times, layout)
-    if layout.flow_points == "unipc" and times[0] > 1 - 1e-6:
-        times[0] -= 1e-6
-    return times, _whole(times * training.steps, layout)
-
-
 def _log_uniform(training: TrainingLevels, steps: int, layout: Layout) -> Sigmas:
     first, last = _ends(training, steps, layout)
     return np.exp(np.linspace(math.log(first), math.log(last), steps))
@@ -217,7 +227,7 @@ def _log_uniform(training: TrainingLevels, steps: int, layout: Layout) -> Sigmas
 
 def _ends(training: TrainingLevels, steps: int, layout: Layout) -> tuple[float, float]:
     full = layout.full_range and not training.flow
-    levels = training.sigmas[::-1] if full else spaced(training, steps, layout)[0]
+    levels = training.sigmas[::-1] if full else (flow if training.flow else spaced)(training, steps, layout)[0]
     first = float(levels[0]) if layout.sigma_max is None else layout.sigma_max
     return first, float(levels[-1]) if layout.sigma_min is None else layout.sigma_min
 

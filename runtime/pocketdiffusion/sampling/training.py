@@ -78,9 +78,9 @@ def _betas(config: Mapping[str, Any], steps: int) -> NDArray[np.float32]:
     name = config.get("beta_schedule", "linear")
     start, end = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
     if name == "linear":
-        return np.linspace(start, end, steps).astype(np.float32)
+        return np.linspace(start, end, steps, dtype=np.float32)
     if name == "scaled_linear":
-        return np.square(np.linspace(start**0.5, end**0.5, steps).astype(np.float32))
+        return np.square(np.linspace(start**0.5, end**0.5, steps, dtype=np.float32))
     if name == "squaredcos_cap_v2":
         return _cosine_betas(steps)
     allowed = "linear, scaled_linear, squaredcos_cap_v2, or trained_betas"
@@ -91,7 +91,7 @@ def _cosine_betas(steps: int) -> NDArray[np.float32]:
     """Nichol and Dhariwal 2021, arXiv:2102.09672, equation 17, with beta at most 0.999."""
     time = np.arange(steps + 1) / steps
     alpha_bar = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999).astype(np.float32)
+    return np.asarray(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999), dtype=np.float32)
 
 
 def _cumulative(alphas: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from pocketdiffusion.tensors import Array, Noise
 __all__ = ["Array", "Denoise", "Noise", "Sampler", "Sigmas", "Step"]
 
 Sigmas = NDArray[np.float64]
-"""Noise levels, shape (steps + 1,), strictly decreasing; the last may be 0."""
+"""Noise levels, shape (steps + 1,), decreasing (the last may repeat the one before); the last may be 0."""
 
 Denoise = Callable[[Array, float], Array]
 """(x, sigma) -> estimate of the clean latent, same shape as x, float32."""
@@ -46,6 +46,6 @@ class Step:
 class Sampler(Protocol):
     """A stepper: yields a `Step` after each of the ``len(sigmas) - 1`` steps."""
 
-    def __call__(
-        self, denoise: Denoise, x: Array, sigmas: Sigmas, noise: Noise, **options: Any
-    ) -> Iterator[Step]: ...
+    def __call__(self, denoise: Denoise, x: Array, sigmas: Sigmas, noise: Noise, **options: Any) -> Iterator[Step]:
+        """Sample from state `x`, shape (images, channels, height, width), at ``sigmas[0]``."""
+        ...
