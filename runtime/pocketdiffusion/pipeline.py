@@ -27,7 +27,9 @@ from pocketdiffusion.noise import stacked
 from pocketdiffusion.request import Request, make_request, resolve
 from pocketdiffusion.result import ComponentUse, Result
 from pocketdiffusion.sampling.denoise import Network, denoiser, guided, interval
-from pocketdiffusion.sampling.scheduler import sampling_plan
+from pocketdiffusion.sampling.names import sampler_label, schedule_label
+from pocketdiffusion.sampling.scheduler import SamplingPlan, sampling_plan
+from pocketdiffusion.sampling.schedules import Levels
 from pocketdiffusion.sampling.types import Noise, Step
 from pocketdiffusion.tasks import TASKS
 from pocketdiffusion.tensors import Array
@@ -105,10 +107,7 @@ class Pipeline:
         generation = self.stream(prompt, **fields)
         for step in generation:
             if callback_on_step_end is not None:
-                given = {"latents": generation.latents(step)}
-                changed = callback_on_step_end(self, step.index, generation.timestep(step), dict(given)) or given
-                if changed.get("latents") is not given["latents"]:
-                    generation.replace_latents(step, changed["latents"])
+                self._after_step(generation, step, callback_on_step_end)
             if self._interrupt:
                 generation.finish_early()
         return generation.result if return_dict else (generation.result.images, None)
@@ -120,7 +119,7 @@ class Pipeline:
         self._check(request)
         options = {} if request.eta is None else {"eta": request.eta}
         plan = sampling_plan(self.scheduler_config, sampler=request.sampler, schedule=request.schedule, options=options)
-        levels = plan.levels(request.num_inference_steps)
+        levels = _levels(plan, request)
         run = Run(request, plan, levels, plan.parameterization(levels), self.bundle.manifest.numbers)
         return Generation(run, self._generate(run))
 
@@ -129,13 +128,21 @@ class Pipeline:
         for component in self.components.values():
             component.close()
 
+    def _after_step(self, generation: Generation, step: Step, callback: StepCallback) -> None:
+        latents = generation.latents(step)
+        given = {"latents": latents.copy()}
+        answer = callback(self, step.index, generation.timestep(step), given) or {}
+        changed = answer.get("latents", given["latents"])
+        if not np.array_equal(changed, latents):  # to convert what is unchanged would only round it
+            generation.replace_latents(step, changed)
+
     def _generate(self, run: Run) -> Generator[Step, None, Result]:
         request, timings = run.request, run.timings
         for name in self._needed(request):
             self.components[name].open_ahead()
         with timings.span("text_encode"):
             conditioning = self._family.condition(request, self.components, timings)
-        noise = stacked(request.generators, self._latent_shape(request))
+        noise = stacked(request.noise_sources(), self._latent_shape(request))
         step = yield from self._denoise(run, conditioning, noise)
         latents = run.parameterization.latent(step.x, step.sigma_next)
         images = None
@@ -190,6 +197,10 @@ class Pipeline:
             raise BundleUnsupported(
                 f"{manifest.name} can't do {request.task}; it was exported for {', '.join(manifest.tasks)}"
             )
+        if request.latents is not None and request.latents.shape != self._latent_shape(request):
+            raise InvalidRequest(
+                "latents", f"latents are {request.latents.shape}; this request needs {self._latent_shape(request)}"
+            )
         multiple = manifest.numbers.size_multiple
         for name, size in (("height", request.height), ("width", request.width)):
             if size is not None and size % multiple:
@@ -212,13 +223,12 @@ class Pipeline:
         chosen: Any = latents
         if images is not None and pixels is not None:
             chosen = to_pil(pixels) if request.output_type == "pil" else np.clip(images / 2 + 0.5, 0, 1)
-        seeds = tuple(generator.initial_seed() for generator in request.generators)
         return Result(
             images=chosen,
-            seeds=seeds,
+            seeds=request.seeds,
             timings=run.timings,
             configuration={name: _use(self.components[name]) for name in self._needed(request)},
-            parameters=tuple(self._parameters(run, index, seed) for index, seed in enumerate(seeds)),
+            parameters=tuple(self._parameters(run, index, seed) for index, seed in enumerate(request.seeds)),
             digital_source=DIGITAL_SOURCE[request.task],
             pixels=pixels,
             latents=latents,
@@ -231,9 +241,9 @@ class Pipeline:
         return Parameters(
             prompt=request.prompt[prompt],
             negative_prompt="" if request.negative_prompt is None else request.negative_prompt[prompt],
-            steps=request.num_inference_steps,
-            sampler=run.plan.sampler,
-            schedule=run.plan.schedule,
+            steps=len(run.levels.timesteps),
+            sampler=sampler_label(run.plan.sampler),
+            schedule=schedule_label(run.plan.schedule),
             guidance_scale=request.guidance_scale,
             seed=seed,
             width=request.width,
@@ -241,9 +251,10 @@ class Pipeline:
             model=manifest.name,
             model_hash=self.bundle.digest[:10],
             clip_skip=request.clip_skip + 1,  # A1111 counts the layers from the end, Diffusers those left out
-            rng=RNG[request.generators[index].device],
+            rng=RNG[request.rng if request.generators is None else request.generators[index].device],
             version=f"pocketdiffusion {__version__}",
-            extra={"Backend": self.components[self._family.denoiser].device, "Quantization": manifest.recipe},
+            extra={**_unusual(request), "Backend": self.components[self._family.denoiser].device}
+            | {"Quantization": manifest.recipe},
         )
 
 
@@ -256,6 +267,26 @@ def _answer(component: Component, run: Run, conditioning: Conditioning) -> Netwo
     pair = both(component, conditioning, batched=request.batched_guidance, timings=run.timings)
     active = interval(*request.guidance_interval, run.plan.train_timesteps)
     return guided(pair, conditional, request.guidance_scale or 1.0, rescale=request.guidance_rescale, active=active)
+
+
+def _levels(plan: SamplingPlan, request: Request) -> Levels:
+    if request.sigmas is not None or request.timesteps is not None:
+        return plan.levels(sigmas=request.sigmas, timesteps=request.timesteps)
+    return plan.levels(request.num_inference_steps)
+
+
+def _unusual(request: Request) -> dict[str, str]:
+    """Parameters beyond A1111's common ones that shaped the picture, where they are not at their defaults."""
+    found: dict[str, str] = {}
+    if request.image is not None:
+        found["Denoising strength"] = f"{request.strength:g}"
+    if request.eta is not None:
+        found["Eta"] = f"{request.eta:g}"
+    if request.guidance_rescale:
+        found["Guidance rescale"] = f"{request.guidance_rescale:g}"
+    if request.guidance_interval != (0.0, 1.0):
+        found["Guidance interval"] = "{:g}-{:g}".format(*request.guidance_interval)
+    return found
 
 
 def _use(component: Component) -> ComponentUse:

@@ -5,14 +5,18 @@ Fields carry Diffusers' names. None means "the model's default"; `resolve` fills
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from pocketdiffusion.errors import InvalidRequest
+from pocketdiffusion.image import from_image, resize
 from pocketdiffusion.manifest import Numbers
-from pocketdiffusion.noise import Generator, image_generators
+from pocketdiffusion.noise import DEVICES, Generator, image_generators, random_seed
 from pocketdiffusion.tensors import Array
 
 MAX_SIDE = 4096
@@ -42,10 +46,20 @@ class Request:
     batched_guidance: bool = True
     """Both passes of guidance in one batch; False runs them in turn, in half the memory."""
     num_images_per_prompt: int = 1
-    generators: tuple[Generator, ...]
-    """One source of noise for each image of the batch."""
+    seeds: tuple[int, ...]
+    """One for each image of the batch."""
+    rng: str = "cpu"
+    """Whose torch noise the seeds stand for: "cpu" or "cuda"."""
+    generators: tuple[Generator, ...] | None = None
+    """Sources of noise to go on drawing from, in place of fresh ones of the seeds."""
+    latents: Array | None = None
+    """Standard-normal start in place of drawn noise, (images, channels, height / vae_factor, width / vae_factor)."""
     sampler: str | None = None
     schedule: str | None = None
+    timesteps: tuple[float, ...] | None = None
+    """The run's own timesteps, falling, in place of a number of steps."""
+    sigmas: tuple[float, ...] | None = None
+    """The run's own noise levels, falling, in place of a number of steps."""
     eta: float | None = None
     """Share of fresh noise in stochastic samplers; None is the sampler's own default."""
     clip_skip: int = 0
@@ -55,7 +69,8 @@ class Request:
     long_prompt: str = "chunk"
     """What happens past the text encoder's length: "chunk" or "truncate"."""
     image: Array | None = None
-    """Starting picture for image-to-image, (1, height, width, 3) in [-1, 1]."""
+    """Starting picture for image-to-image, (1, height, width, 3) in [-1, 1]; scaled to the request's size. Without a
+    width and height it is scaled to the model's native area, in its own proportions."""
     strength: float = 0.8
     """0 to 1: share of the steps that are run on a starting picture."""
     output_type: str = "pil"
@@ -74,10 +89,8 @@ class Request:
         _check_interval(self.guidance_interval)
         one_of("output_type", self.output_type, OUTPUT_TYPES)
         one_of("long_prompt", self.long_prompt, LONG_PROMPT)
-        if len(self.generators) != self.batch:
-            raise InvalidRequest(
-                "generator", f"{len(self.generators)} seeds for {self.batch} images; give one for each"
-            )
+        if len(self.seeds) != self.batch:
+            raise InvalidRequest("seed", f"{len(self.seeds)} seeds for {self.batch} images; give one for each")
 
     @property
     def batch(self) -> int:
@@ -89,6 +102,12 @@ class Request:
         """The task follows from which fields are set."""
         return "text-to-image" if self.image is None else "image-to-image"
 
+    def noise_sources(self) -> tuple[Generator, ...]:
+        """One source for each image; fresh ones unless generators were given, so that a request can be run again."""
+        if self.generators is not None:
+            return self.generators
+        return tuple(Generator(self.rng).manual_seed(seed) for seed in self.seeds)
+
     @property
     def guided(self) -> bool:
         """Whether classifier-free guidance is on. Call it on a resolved request."""
@@ -96,18 +115,16 @@ class Request:
 
 
 def resolve(request: Request, numbers: Numbers) -> Request:
-    """The same request with every default of the model filled in."""
-    height, width = request.height, request.width
-    if request.image is not None:
-        height = request.image.shape[1] if height is None else height
-        width = request.image.shape[2] if width is None else width
+    """The same request with every default of the model filled in, and its picture at the request's size."""
+    width, height = _size(request, numbers)
     steps, scale = request.num_inference_steps, request.guidance_scale
     return replace(
         request,
-        height=numbers.height if height is None else height,
-        width=numbers.width if width is None else width,
+        width=width,
+        height=height,
         num_inference_steps=numbers.default_steps if steps is None else steps,
         guidance_scale=numbers.default_guidance if scale is None else scale,
+        image=None if request.image is None else resize(request.image, width, height),
     )
 
 
@@ -119,27 +136,33 @@ def make_request(
     seed: int | Sequence[int] | None = None,
     generator: Any = None,
     rng: str = "cpu",
+    image: Any = None,
     **fields: Any,
 ) -> Request:
     """A `Request` from what callers have: one prompt or several, a seed or a generator (or one for each image).
 
-    Without either, a random 32-bit seed is taken; the result tells which. Image i of a batch uses seed + i. `rng` says
-    whose torch noise a seed stands for: "cpu" or "cuda".
+    Without either, a random 32-bit seed is taken; the result tells which. Image i of a batch uses seed + i. `image` is
+    what `image.from_image` takes, or float32 (1, height, width, 3) in [-1, 1].
     """
-    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-    if isinstance(negative_prompt, str):
-        negatives: tuple[str, ...] | None = (negative_prompt,) * len(prompts)
-    else:
-        negatives = None if negative_prompt is None else tuple(negative_prompt)
+    known = [field.name for field in dataclasses.fields(Request)]
+    for name in fields:
+        if name not in known:
+            raise InvalidRequest(name, f"unknown parameter {name!r}; choose from: {', '.join(known)}")
     if seed is not None and generator is not None:
         raise InvalidRequest("seed", "both seed and generator were given; give one of them")
+    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
     _between("num_images_per_prompt", num_images_per_prompt, 1, 64)
-    origin = generator if generator is not None else _random_seed() if seed is None else seed
+    one_of("rng", rng, DEVICES)
+    origin = generator if generator is not None else random_seed() if seed is None else seed
+    sources = image_generators(origin, len(prompts) * num_images_per_prompt, rng)
     return Request(
         prompt=prompts,
-        negative_prompt=negatives,
+        negative_prompt=_texts(negative_prompt, len(prompts)),
         num_images_per_prompt=num_images_per_prompt,
-        generators=tuple(image_generators(origin, len(prompts) * num_images_per_prompt, rng)),
+        seeds=tuple(source.initial_seed() for source in sources),
+        rng=rng,
+        generators=None if generator is None else tuple(sources),
+        image=None if image is None else _picture(image),
         **fields,
     )
 
@@ -150,10 +173,30 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
         raise InvalidRequest(name, f"{name} is {value!r}; choose one of: {', '.join(choices)}")
 
 
-def _random_seed() -> int:
-    import secrets
+def _size(request: Request, numbers: Numbers) -> tuple[int, int]:
+    """(width, height) in pixels; what is not given follows from the picture's proportions, or from the model."""
+    width, height = numbers.width, numbers.height
+    if request.image is not None:
+        own_height, own_width = request.image.shape[1:3]
+        shrink = math.sqrt(width * height / (own_width * own_height))
+        width, height = _whole(own_width * shrink, numbers), _whole(own_height * shrink, numbers)
+    return request.width or width, request.height or height
 
-    return secrets.randbits(32)
+
+def _whole(size: float, numbers: Numbers) -> int:
+    return max(1, round(size / numbers.size_multiple)) * numbers.size_multiple
+
+
+def _texts(negative: str | Sequence[str] | None, count: int) -> tuple[str, ...] | None:
+    if negative is None:
+        return None
+    return (negative,) * count if isinstance(negative, str) else tuple(negative)
+
+
+def _picture(image: Any) -> Array:
+    if isinstance(image, np.ndarray) and image.dtype == np.float32 and image.ndim == 4:
+        return image
+    return from_image(image)
 
 
 def _between(name: str, value: float | None, low: float, high: float) -> None:

@@ -31,7 +31,8 @@ def text_to_image(
     request: Request, levels: Levels, parameterization: Parameterization, noise: Noise, encode: Encode
 ) -> Start:
     """Pure noise at the highest level."""
-    return Start((noise() * np.float32(levels.initial_scale)).astype(np.float32), levels)
+    unit = noise() if request.latents is None else request.latents
+    return Start((unit * levels.initial_scale).astype(np.float32), levels)
 
 
 def image_to_image(

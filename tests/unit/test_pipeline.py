@@ -136,6 +136,13 @@ def test_callback_sees_replaces_and_interrupts(pipe: Pipeline) -> None:
         seen.append((index, timestep))
         return {"latents": np.zeros_like(given["latents"])}
 
+    def in_place(pipe: Pipeline, index: int, timestep: float, given: dict[str, Any]) -> dict[str, Any]:
+        given["latents"][:] = 0
+        return given
+
+    assert not pipe("a cat", seed=0, callback_on_step_end=in_place).latents.any()
+    plain = pipe("a cat", seed=0).latents
+    assert np.array_equal(pipe("a cat", seed=0, callback_on_step_end=lambda *_: {}).latents, plain)
     result = pipe("a cat", seed=0, callback_on_step_end=zero)
     assert seen == [(0, 999.0), (1, 799.0), (2, 599.0), (3, 399.0), (4, 199.0)]
     assert not result.latents.any()
@@ -152,6 +159,24 @@ def test_tuple_and_array_outputs(pipe: Pipeline) -> None:
     assert images[0].size == (32, 32) and flags is None
     array = pipe("a cat", seed=0, output_type="np").images
     assert array.shape == (1, 32, 32, 3) and 0 <= array.min() <= array.max() <= 1
+
+
+def test_own_latents_timesteps_and_sigmas(pipe: Pipeline, backend: FakeBackend) -> None:
+    unit = Generator("cpu").manual_seed(0).randn((1, 4, 8, 8))
+    assert np.array_equal(pipe("a cat", seed=9, latents=unit).latents, pipe("a cat", seed=0).latents)
+    backend.runs.clear()
+    pipe("a cat", seed=0, timesteps=(900, 500, 100), guidance_scale=1)
+    assert [float(feeds["timestep"]) for feeds in runs(backend, "unet")] == [900, 500, 100]
+    assert len(pipe("a cat", seed=0, sigmas=(10.0, 1.0, 0.0)).timings.samples["step"]) == 2
+    with pytest.raises(InvalidRequest, match="latents are"):
+        pipe("a cat", seed=0, latents=unit[:, :, :4])
+
+
+def test_parameters_say_what_shaped_the_picture(pipe: Pipeline) -> None:
+    picture = np.zeros((1, 32, 32, 3), np.float32)
+    (found,) = pipe("a cat", seed=3, image=picture, strength=0.5, sampler="DPM++ 2M Karras", rng="cuda").parameters
+    assert (found.sampler, found.schedule, found.seed, found.rng) == ("DPM++ 2M", "Karras", 3, "NV")
+    assert found.extra["Denoising strength"] == "0.5" and found.extra["Backend"] == "fake:cpu"
 
 
 def test_timings_hold_every_stage(pipe: Pipeline) -> None:

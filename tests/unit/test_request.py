@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.manifest import Numbers
+from pocketdiffusion.noise import Generator
 from pocketdiffusion.request import make_request, resolve
 
 NUMBERS = Numbers(
@@ -33,19 +37,46 @@ def test_defaults_come_from_the_model() -> None:
 def test_what_is_given_is_kept_also_when_it_is_zero() -> None:
     request = resolve(make_request("a cat", seed=0, guidance_scale=0, width=16), NUMBERS)
     assert (request.width, request.guidance_scale, request.guided) == (16, 0, False)
-    assert request.generators[0].initial_seed() == 0
+    assert request.seeds == (0,)
 
 
-def test_a_starting_picture_gives_task_and_size() -> None:
-    request = resolve(make_request("a cat", seed=1, image=np.zeros((1, 48, 40, 3), np.float32)), NUMBERS)
-    assert (request.task, request.width, request.height) == ("image-to-image", 40, 48)
+def test_a_starting_picture_gives_the_task_and_keeps_its_proportions() -> None:
+    picture = np.zeros((1, 400, 200, 3), np.float32)
+    request = resolve(make_request("a cat", seed=1, image=picture), NUMBERS)
+    assert (request.task, request.width, request.height) == ("image-to-image", 32, 64)
+    assert request.image is not None and request.image.shape == (1, 64, 32, 3)
+    assert resolve(make_request("a cat", seed=1, image=picture, width=16, height=8), NUMBERS).width == 16
+
+
+def test_pictures_come_as_files_pillow_images_and_arrays(tmp_path: Path) -> None:
+    pixels = np.full((32, 64, 3), 255, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "white.png")
+    for source in (tmp_path / "white.png", str(tmp_path / "white.png"), Image.fromarray(pixels), pixels):
+        request = make_request("a cat", seed=1, image=source)
+        assert request.image is not None and request.image.shape == (1, 32, 64, 3) and request.image.min() == 1
+
+
+def test_a_request_can_be_run_again_and_a_generator_goes_on() -> None:
+    request = make_request("a cat", seed=1)
+    first, again = (request.noise_sources()[0].randn((4,)) for _ in range(2))
+    assert np.array_equal(first, again)
+    request = make_request("a cat", generator=Generator("cpu").manual_seed(1))
+    first, on = (request.noise_sources()[0].randn((4,)) for _ in range(2))
+    assert not np.array_equal(first, on)
+
+
+def test_unknown_parameters_are_refused_with_the_choices() -> None:
+    with pytest.raises(InvalidRequest, match="unknown parameter 'stepps'; choose from: prompt, .*num_inference_steps"):
+        make_request("a cat", seed=1, stepps=3)
+    with pytest.raises(InvalidRequest, match="cpu, cuda"):
+        make_request("a cat", seed=1, rng="gpu")
 
 
 def test_batches_count_prompts_times_images() -> None:
     request = make_request(["a", "b"], negative_prompt="c", num_images_per_prompt=3, seed=5)
     assert request.batch == 6
     assert request.negative_prompt == ("c", "c")
-    assert [generator.initial_seed() for generator in request.generators] == [5, 6, 7, 8, 9, 10]
+    assert request.seeds == (5, 6, 7, 8, 9, 10)
 
 
 @pytest.mark.parametrize("steps", [True, "5", 0, 1001, float("inf")])

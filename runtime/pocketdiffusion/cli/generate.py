@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _sampling_options(parser)
     _machine_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON instead of paths")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no notes")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no word on devices")
 
 
 def _picture_options(parser: argparse.ArgumentParser) -> None:
@@ -108,15 +108,14 @@ def run(args: argparse.Namespace) -> int:
             progress.advance(step.index + 1, step.total)
     result = generation.result
     paths = result.save(args.output, with_prompt=not args.no_prompt_in_file, quality=args.quality)
-    if not args.quiet:
-        for line in (*pipe.notes, *result.messages):
-            print(line, file=sys.stderr)
+    for line in (*(() if args.quiet else pipe.notes), *result.messages):
+        print(line, file=sys.stderr)
     _print(result, paths, as_json=args.json)
     return 0
 
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
-    fields: dict[str, Any] = {
+    return {
         "negative_prompt": args.negative_prompt,
         "width": args.width,
         "height": args.height,
@@ -134,13 +133,9 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "clip_skip": args.clip_skip,
         "weighting": not args.plain_prompt,
         "long_prompt": args.long_prompt,
+        "image": None if args.image is None else Path(args.image),
         "strength": args.strength,
     }
-    if args.image is not None:
-        from pocketdiffusion.image import from_image
-
-        fields["image"] = from_image(Path(args.image))
-    return fields
 
 
 def _print(result: Any, paths: list[Path], *, as_json: bool) -> None:

@@ -52,6 +52,35 @@ SCHEDULE_ALIASES = {
 }
 
 
+SAMPLER_LABELS = {
+    "euler": "Euler",
+    "euler a": "Euler a",
+    "heun": "Heun",
+    "lms": "LMS",
+    "dpm2": "DPM2",
+    "dpm2 a": "DPM2 a",
+    "dpm++ 2m": "DPM++ 2M",
+    "dpm++ 2m sde": "DPM++ 2M SDE",
+    "dpm++ 3m sde": "DPM++ 3M SDE",
+    "dpm++ 2s a": "DPM++ 2S a",
+    "dpm++ sde": "DPM++ SDE",
+    "unipc": "UniPC",
+    "ddim": "DDIM",
+    "plms": "PLMS",
+    "lcm": "LCM",
+}
+
+SCHEDULE_LABELS = {
+    "linspace": "Uniform",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "beta": "Beta",
+    "sgm_uniform": "SGM Uniform",
+    "simple": "Simple",
+    "align_your_steps": "Align Your Steps",
+}
+
+
 def sampler_and_schedule(name: str, samplers: Collection[str], schedules: Collection[str]) -> tuple[str, str | None]:
     """Our sampler name, and the schedule's where the label holds one, as A1111's "DPM++ 2M Karras" does.
 
@@ -78,3 +107,13 @@ def schedule_name(name: str, schedules: Collection[str]) -> str | None:
     if found in schedules:
         return found
     raise InvalidRequest("schedule", f"unknown schedule '{name}'; choose from: {', '.join((AUTOMATIC, *schedules))}")
+
+
+def sampler_label(name: str) -> str:
+    """What A1111 calls our sampler; our own name where it has none."""
+    return SAMPLER_LABELS.get(name, name)
+
+
+def schedule_label(name: str) -> str:
+    """What A1111 calls our schedule; our own name where it has none."""
+    return SCHEDULE_LABELS.get(name, name)
