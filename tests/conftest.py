@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.fake import FakeBackend, FakeGraph
 from pocketdiffusion.bundle import Bundle, file_entries, write_manifest
+from pocketdiffusion.bundle.manifest import ComponentEntry, Manifest, Numbers, Source
 from pocketdiffusion.component import Component
-from pocketdiffusion.manifest import ComponentEntry, Manifest, Numbers, Source
 from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.tensors import AnyArray, TensorSpec
 

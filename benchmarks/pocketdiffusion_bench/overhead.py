@@ -17,10 +17,10 @@ import numpy as np
 
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.session import EngineSession
+from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.component import Component
 from pocketdiffusion.denoiser import both, network
 from pocketdiffusion.families import Conditioning
-from pocketdiffusion.manifest import ComponentEntry
 from pocketdiffusion.noise import Generator, stacked
 from pocketdiffusion.sampling.denoise import denoiser, guided
 from pocketdiffusion.sampling.scheduler import sampling_plan

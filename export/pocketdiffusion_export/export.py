@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from pocketdiffusion.bundle import file_entries, write_manifest
-from pocketdiffusion.manifest import ComponentEntry, GoldenImage, Manifest, Numbers, Source
+from pocketdiffusion.bundle.manifest import ComponentEntry, GoldenImage, Manifest, Numbers, Source
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion_export import layout, verify
 from pocketdiffusion_export.component import ComponentSpec, Feeds

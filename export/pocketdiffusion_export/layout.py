@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pocketdiffusion.manifest import Manifest
+from pocketdiffusion.bundle.manifest import Manifest
 from pocketdiffusion_export.component import ComponentSpec
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.plan import ExportPlan

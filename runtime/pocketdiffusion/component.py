@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 
 from pocketdiffusion.backends.base import Backend, Session, SessionOptions
+from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.errors import BundleCorrupt, NonFinite
-from pocketdiffusion.manifest import ComponentEntry
 from pocketdiffusion.tensors import AnyArray, TensorSpec
 from pocketdiffusion.timing import Timings
 

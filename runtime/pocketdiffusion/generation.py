@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pocketdiffusion import vae
+from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.errors import BundleUnsupported
 from pocketdiffusion.image import to_uint8
-from pocketdiffusion.manifest import Numbers
 from pocketdiffusion.request import Request
 from pocketdiffusion.result import Result
 from pocketdiffusion.sampling.denoise import Parameterization

@@ -14,6 +14,7 @@ import numpy as np
 from pocketdiffusion import __version__, vae
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.bundle import Bundle
+from pocketdiffusion.bundle.models import find_bundle
 from pocketdiffusion.component import Component, Residency
 from pocketdiffusion.components import choose_devices, describe_choices, open_components
 from pocketdiffusion.denoiser import both, network
@@ -21,8 +22,7 @@ from pocketdiffusion.errors import BundleUnsupported, InvalidRequest, NonFinite
 from pocketdiffusion.families import Conditioning, load_family
 from pocketdiffusion.generation import Generation, Run
 from pocketdiffusion.image import to_pil, to_uint8
-from pocketdiffusion.metadata import Parameters
-from pocketdiffusion.models import find_bundle
+from pocketdiffusion.image.metadata import Parameters
 from pocketdiffusion.noise import stacked
 from pocketdiffusion.request import Request, make_request, resolve
 from pocketdiffusion.result import ComponentUse, Result

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.image import from_image, resize
-from pocketdiffusion.manifest import Numbers
 from pocketdiffusion.noise import DEVICES, Generator, image_generators, random_seed
 from pocketdiffusion.tensors import Array
 

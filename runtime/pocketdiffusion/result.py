@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketdiffusion import image
-from pocketdiffusion.metadata import Parameters
+from pocketdiffusion.image.metadata import Parameters
 from pocketdiffusion.tensors import AnyArray, Array
 from pocketdiffusion.timing import Timings
 

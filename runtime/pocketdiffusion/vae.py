@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.component import Component
-from pocketdiffusion.manifest import Numbers
 from pocketdiffusion.tensors import Array, Noise
 from pocketdiffusion.timing import Timings
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketdiffusion.tokenizer import ClipTokenizer
+from pocketdiffusion.prompt.tokenizer import ClipTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "clip"
 STICKER = Path(__file__).parents[2] / "models" / "sticker" / "bundle" / "tokenizer"

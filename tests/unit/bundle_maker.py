@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pocketdiffusion.bundle import MANIFEST, file_entries, write_manifest
-from pocketdiffusion.manifest import ComponentEntry, GoldenImage, Manifest, Numbers, Source
-from pocketdiffusion.manifest_json import canonical, digest
+from pocketdiffusion.bundle.manifest import ComponentEntry, GoldenImage, Manifest, Numbers, Source
+from pocketdiffusion.bundle.manifest_json import canonical, digest
 from pocketdiffusion.tensors import TensorSpec
 
 Field = tuple[int, "int | str | bytes"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pocketdiffusion.bundle import MANIFEST
-from pocketdiffusion.manifest_json import canonical
+from pocketdiffusion.bundle.manifest_json import canonical
 
 from .bundle_maker import (
     IR,

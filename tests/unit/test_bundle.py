@@ -16,16 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketdiffusion import bundle as bundle_module
-from pocketdiffusion import integrity
-from pocketdiffusion.bundle import Bundle, dump_manifest, file_entries, parse_manifest, write_manifest
+from pocketdiffusion.bundle import Bundle, dump_manifest, file_entries, integrity, parse_manifest, write_manifest
+from pocketdiffusion.bundle import bundle as bundle_module
+from pocketdiffusion.bundle.paths import cache_dir, models_dir, path_problem
+from pocketdiffusion.bundle.strict_json import load_json
 from pocketdiffusion.errors import (
     BundleCorrupt,
     BundleUnsafe,
     BundleUnsupported,
 )
-from pocketdiffusion.paths import cache_dir, models_dir, path_problem
-from pocketdiffusion.strict_json import load_json
 
 from . import bundle_maker as maker
 from . import bundle_mutations as damage

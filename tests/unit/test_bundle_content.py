@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketdiffusion import content
-from pocketdiffusion.bundle import Bundle, write_manifest
+from pocketdiffusion.bundle import Bundle, content, write_manifest
+from pocketdiffusion.bundle.onnx_wire import read_graph
 from pocketdiffusion.errors import BundleCorrupt, BundleError, BundleUnsafe
-from pocketdiffusion.onnx_wire import read_graph
 
 from . import bundle_maker as maker
 

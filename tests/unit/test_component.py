@@ -11,9 +11,9 @@ import pytest
 
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.fake import FakeBackend, FakeGraph
+from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.component import Component, non_finite
 from pocketdiffusion.errors import BackendUnavailable, BundleCorrupt, GraphFailed, NonFinite
-from pocketdiffusion.manifest import ComponentEntry
 from pocketdiffusion.tensors import TensorSpec
 from pocketdiffusion.timing import Timings
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pocketdiffusion.errors import InvalidRequest
-from pocketdiffusion.image import (
+from pocketdiffusion.image.files import (
     check_pattern,
     from_image,
     mask_to_latent,
@@ -25,7 +25,7 @@ from pocketdiffusion.image import (
     to_pil,
     to_uint8,
 )
-from pocketdiffusion.metadata import Metadata, Parameters, read
+from pocketdiffusion.image.metadata import Metadata, Parameters, read
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".PNG"]
@@ -321,7 +321,7 @@ def test_save_all(tmp_path: Path) -> None:
 
 
 def test_import_does_not_load_pillow() -> None:
-    code = "import sys, pocketdiffusion.image, pocketdiffusion.metadata; print('PIL' in sys.modules)"
+    code = "import sys, pocketdiffusion.image, pocketdiffusion.image.metadata; print('PIL' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip() == "False"
 

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.image import save
-from pocketdiffusion.metadata import DIGITAL_SOURCES, Metadata, Parameters, parse, read
+from pocketdiffusion.image.metadata import DIGITAL_SOURCES, Metadata, Parameters, parse, read
 
 FULL = Parameters(
     prompt="a red fox, (snow:1.2)\nsecond line",

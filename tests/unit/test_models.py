@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pocketdiffusion import models
-from pocketdiffusion.bundle import Bundle
+from pocketdiffusion.bundle import Bundle, models
+from pocketdiffusion.bundle.models import find_bundle, installed
 from pocketdiffusion.errors import BundleNotFound, BundleUnsupported
-from pocketdiffusion.models import find_bundle, installed
 
 from . import bundle_maker as maker
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pocketdiffusion.errors import InvalidRequest
-from pocketdiffusion.noise import (
+from pocketdiffusion.noise.generator import (
     DEFAULT_SEED,
     MAX_SEED,
     Generator,
@@ -13,7 +13,7 @@ from pocketdiffusion.noise import (
     random_seed,
     stacked,
 )
-from pocketdiffusion.philox import philox_4x32
+from pocketdiffusion.noise.philox import philox_4x32
 
 # python -c "import torch; g = torch.Generator().manual_seed(7); print([torch.randn(n, generator=g)[-3:].tolist()
 #            for n in (3, 16, 2, 21, 1, 64)])"     # torch 2.13.0, CPU

@@ -15,9 +15,9 @@ import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
 from pocketdiffusion.bundle import Bundle
+from pocketdiffusion.bundle.manifest import FileEntry, Manifest, Source
 from pocketdiffusion.errors import BundleCorrupt, BundleUnsupported, InvalidRequest
-from pocketdiffusion.manifest import FileEntry, Manifest, Source
-from pocketdiffusion.prompt import Chunk, ClipTokenizer, encode_chunks, encode_prompts, split_prompts
+from pocketdiffusion.prompt.encode import Chunk, ClipTokenizer, encode_chunks, encode_prompts, split_prompts
 from pocketdiffusion.tensors import AnyArray
 
 SIZE = 8

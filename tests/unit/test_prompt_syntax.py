@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketdiffusion.errors import InvalidRequest
-from pocketdiffusion.prompt_syntax import Fragment, parse_weights
+from pocketdiffusion.prompt.syntax import Fragment, parse_weights
 
 
 def pairs(text: str) -> list[tuple[str, float]]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.errors import InvalidRequest
-from pocketdiffusion.manifest import Numbers
 from pocketdiffusion.noise import Generator
 from pocketdiffusion.request import make_request, resolve
 

@@ -13,9 +13,9 @@ from pocketdiffusion.backends import Choice
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.fake import FakeBackend
 from pocketdiffusion.bundle import Bundle, file_entries, write_manifest
+from pocketdiffusion.bundle.manifest import GoldenImage
 from pocketdiffusion.errors import BundleUnsupported
 from pocketdiffusion.image import save
-from pocketdiffusion.manifest import GoldenImage
 from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.verify import Check, psnr_db, sqnr_db, verify
 

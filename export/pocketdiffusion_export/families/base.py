@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from pocketdiffusion.manifest import Numbers
+from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion_export.component import ComponentSpec, Feeds
 from pocketdiffusion_export.plan import ExportPlan, GoldenPlan

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pocketdiffusion.manifest import Numbers
+from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion_export.component import Call, ComponentSpec, Feeds
 from pocketdiffusion_export.errors import ExportError

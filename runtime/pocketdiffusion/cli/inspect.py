@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _picture(path: Path, *, as_json: bool) -> int:
-    from pocketdiffusion.metadata import read
+    from pocketdiffusion.image.metadata import read
 
     parameters, source = read(path)
     if as_json:
@@ -42,7 +42,7 @@ def _picture(path: Path, *, as_json: bool) -> int:
 
 def _bundle(subject: str, *, as_json: bool) -> int:
     from pocketdiffusion.bundle import Bundle
-    from pocketdiffusion.models import find_bundle
+    from pocketdiffusion.bundle.models import find_bundle
 
     bundle = Bundle.open(find_bundle(subject))
     manifest = bundle.manifest

@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List the embedded and the installed bundles; one that can't be read is listed with the reason."""
-    from pocketdiffusion.models import installed
+    from pocketdiffusion.bundle.models import installed
 
     found = [_describe(model.name, model.path, model.kind) for model in installed()]
     if args.json:

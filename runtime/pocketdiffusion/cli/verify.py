@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Hash every file, then run the golden tensors and the golden picture on each device. 1 if anything fails."""
     from pocketdiffusion.backends.base import SessionOptions
     from pocketdiffusion.bundle import Bundle
-    from pocketdiffusion.models import find_bundle
+    from pocketdiffusion.bundle.models import find_bundle
     from pocketdiffusion.verify import verify
 
     bundle = Bundle.open(find_bundle(args.model))

@@ -11,10 +11,10 @@ from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.component import Component
 from pocketdiffusion.families import Conditioning
 from pocketdiffusion.prompt import encode_prompts
+from pocketdiffusion.prompt.tokenizer import ClipTokenizer
 from pocketdiffusion.request import Request
 from pocketdiffusion.tensors import AnyArray, Array
 from pocketdiffusion.timing import Timings
-from pocketdiffusion.tokenizer import ClipTokenizer
 
 
 class StableDiffusion:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pocketdiffusion.bundle.manifest_json import MANIFEST
+from pocketdiffusion.bundle.paths import models_dir, path_problem
+from pocketdiffusion.bundle.strict_json import short
 from pocketdiffusion.errors import BundleNotFound, BundleUnsupported
-from pocketdiffusion.manifest_json import MANIFEST
-from pocketdiffusion.paths import models_dir, path_problem
-from pocketdiffusion.strict_json import short
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pocketdiffusion.errors import InvalidRequest
-from pocketdiffusion.mersenne import MersenneTwister
-from pocketdiffusion.philox import Philox
+from pocketdiffusion.noise.mersenne import MersenneTwister
+from pocketdiffusion.noise.philox import Philox
 from pocketdiffusion.tensors import Array, Noise
 
 DEVICES = ("cpu", "cuda")
@@ -99,7 +99,7 @@ def as_generator(source: object) -> Generator:
     if not callable(initial_seed) or device is None:
         raise InvalidRequest(
             "generator",
-            f"a {type(source).__name__} is no generator; give pocketdiffusion.noise.Generator or torch.Generator",
+            f"a {type(source).__name__} is no generator; give pocketdiffusion.Generator or torch.Generator",
         )
     return Generator(str(device).partition(":")[0]).manual_seed(initial_seed())
 

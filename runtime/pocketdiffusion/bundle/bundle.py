@@ -12,22 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketdiffusion import paths
-from pocketdiffusion.content import check_content
-from pocketdiffusion.errors import BundleCorrupt, BundleUnsupported
-from pocketdiffusion.integrity import Records, check_hashes, file_entries, marks, open_file, write_manifest
-from pocketdiffusion.manifest import Manifest
-from pocketdiffusion.manifest_json import (
+from pocketdiffusion.bundle import paths
+from pocketdiffusion.bundle.content import check_content
+from pocketdiffusion.bundle.integrity import Records, check_hashes, marks, open_file
+from pocketdiffusion.bundle.manifest import Manifest
+from pocketdiffusion.bundle.manifest_json import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
-    dump_manifest,
     manifest_digest,
     parse_manifest,
 )
-from pocketdiffusion.models import require_manifest
-from pocketdiffusion.strict_json import MAX_BYTES, load_json, short
-
-__all__ = ["MANIFEST", "Bundle", "dump_manifest", "file_entries", "parse_manifest", "write_manifest"]
+from pocketdiffusion.bundle.models import require_manifest
+from pocketdiffusion.bundle.strict_json import MAX_BYTES, load_json, short
+from pocketdiffusion.errors import BundleCorrupt, BundleUnsupported
 
 
 @dataclass(frozen=True, slots=True)

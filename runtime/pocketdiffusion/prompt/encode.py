@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketdiffusion.errors import BundleUnsupported, InvalidRequest
-from pocketdiffusion.prompt_syntax import Fragment, parse_weights
+from pocketdiffusion.prompt.syntax import Fragment, parse_weights
+from pocketdiffusion.prompt.tokenizer import ClipTokenizer
 from pocketdiffusion.request import LONG_PROMPT, one_of
 from pocketdiffusion.tensors import AnyArray, Array
-from pocketdiffusion.tokenizer import ClipTokenizer
 
 __all__ = [
     "Chunk",

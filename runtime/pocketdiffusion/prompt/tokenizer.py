@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pocketdiffusion.bundle.strict_json import load_json
 from pocketdiffusion.errors import BundleCorrupt
-from pocketdiffusion.strict_json import load_json
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketdiffusion.errors import InvalidRequest
-from pocketdiffusion.imagefile import check_pixels, opened_image
-from pocketdiffusion.metadata import Metadata, Parameters
-from pocketdiffusion.naming import check_pattern, image_format, output_path, output_paths
+from pocketdiffusion.image.metadata import Metadata, Parameters
+from pocketdiffusion.image.naming import check_pattern, image_format, output_path, output_paths
+from pocketdiffusion.image.opening import check_pixels, opened_image
 from pocketdiffusion.tensors import AnyArray, Array
 
 if TYPE_CHECKING:

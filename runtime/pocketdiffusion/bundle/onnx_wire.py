@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from mmap import mmap
 from typing import NoReturn
 
+from pocketdiffusion.bundle.strict_json import short
 from pocketdiffusion.errors import BundleCorrupt, BundleUnsafe
-from pocketdiffusion.strict_json import short
 from pocketdiffusion.tensors import TensorSpec
 
 MAX_DEPTH = 100

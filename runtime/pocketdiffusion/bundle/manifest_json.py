@@ -18,8 +18,7 @@ from dataclasses import is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pocketdiffusion.errors import BundleCorrupt, BundleUnsupported
-from pocketdiffusion.manifest import (
+from pocketdiffusion.bundle.manifest import (
     FORMAT_VERSION,
     ComponentEntry,
     FileEntry,
@@ -28,8 +27,9 @@ from pocketdiffusion.manifest import (
     Numbers,
     Source,
 )
-from pocketdiffusion.paths import check_paths, folded
-from pocketdiffusion.strict_json import load_json, short
+from pocketdiffusion.bundle.paths import check_paths, folded
+from pocketdiffusion.bundle.strict_json import load_json, short
+from pocketdiffusion.errors import BundleCorrupt, BundleUnsupported
 from pocketdiffusion.tensors import TensorSpec
 
 MANIFEST = "manifest.json"

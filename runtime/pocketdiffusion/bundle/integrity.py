@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping
 from io import FileIO
 from pathlib import Path
 
+from pocketdiffusion.bundle.manifest import FileEntry, Manifest
+from pocketdiffusion.bundle.manifest_json import MANIFEST, dump_manifest
+from pocketdiffusion.bundle.paths import check_paths, resolve_inside
 from pocketdiffusion.errors import BundleCorrupt, BundleUnsafe
-from pocketdiffusion.manifest import FileEntry, Manifest
-from pocketdiffusion.manifest_json import MANIFEST, dump_manifest
-from pocketdiffusion.paths import check_paths, resolve_inside
 
 RULES = 1
 """Raised whenever a check becomes stricter: older records then no longer count."""

@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pocketdiffusion.bundle.integrity import open_file
+from pocketdiffusion.bundle.manifest import ComponentEntry, Manifest
+from pocketdiffusion.bundle.onnx_wire import read_graph
+from pocketdiffusion.bundle.paths import path_problem
+from pocketdiffusion.bundle.strict_json import load_json, short
 from pocketdiffusion.errors import BundleCorrupt, BundleUnsafe
-from pocketdiffusion.integrity import open_file
-from pocketdiffusion.manifest import ComponentEntry, Manifest
-from pocketdiffusion.onnx_wire import read_graph
-from pocketdiffusion.paths import path_problem
-from pocketdiffusion.strict_json import load_json, short
 
 Data = bytes | mmap.mmap
 

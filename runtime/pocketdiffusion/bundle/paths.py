@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from pocketdiffusion.bundle.strict_json import short
 from pocketdiffusion.errors import BundleUnsafe
-from pocketdiffusion.strict_json import short
 
 MAX_PATH_BYTES = 240
 

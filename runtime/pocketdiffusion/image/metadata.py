@@ -24,8 +24,8 @@ from xml.sax.saxutils import escape, unescape
 
 from pocketdiffusion._version import __version__
 from pocketdiffusion.errors import InvalidRequest
-from pocketdiffusion.imagefile import opened_image
-from pocketdiffusion.infotext import Parameters, parse
+from pocketdiffusion.image.infotext import Parameters, parse
+from pocketdiffusion.image.opening import opened_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image

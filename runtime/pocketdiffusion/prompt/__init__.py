@@ -1,0 +1,16 @@
+"""Prompts: tokens, weights, chunks, and the text encoder's states."""
+
+from pocketdiffusion.prompt.encode import EncodedPrompts, encode_chunks, encode_prompts, hidden_name, split_prompts
+from pocketdiffusion.prompt.syntax import Fragment, parse_weights
+from pocketdiffusion.prompt.tokenizer import ClipTokenizer
+
+__all__ = [
+    "ClipTokenizer",
+    "EncodedPrompts",
+    "Fragment",
+    "encode_chunks",
+    "encode_prompts",
+    "hidden_name",
+    "parse_weights",
+    "split_prompts",
+]
