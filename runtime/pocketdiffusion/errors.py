@@ -13,7 +13,8 @@
     │   ├── BackendUnavailable        the engine or the device is not here
     │   ├── DeviceNotAttached         the engine opened the graph, but not on the device that was asked for
     │   └── GraphFailed               the engine refused or failed to run a graph
-    └── NonFinite                     a graph produced NaN or infinity
+    ├── NonFinite                     a graph produced NaN or infinity
+    └── OutputFailed                  a finished picture could not be written
 
 Each message is one line: what was asked, what was found, what is allowed, what to do next.
 """
@@ -82,6 +83,10 @@ class DeviceNotAttached(BackendError):
 
 class GraphFailed(BackendError):
     """The engine could not open or run a graph."""
+
+
+class OutputFailed(PocketDiffusionError):
+    """A finished picture could not be written: the disk is full, the folder is gone or read-only."""
 
 
 class NonFinite(PocketDiffusionError):

@@ -68,6 +68,7 @@ def test_the_prompt_stays_out_of_the_file_when_asked_but_the_mark_remains(capsys
         (["generate", "a", "--guidance-interval", "3"], 2, "A:B"),
         (["generate", "a", "-o", "a.gif"], 2, "webp"),
         (["generate", "a", "-o", "{prompt}.png"], 2, "{seed}"),
+        (["generate", "a", "-o", "absent/a.png"], 2, "no folder absent"),
         (["generate", "a", "--sampler", "none"], 2, "euler"),
         (["generate", "a", "--image", "missing.png"], 2, "missing.png"),
         (["inspect", "no-such-model"], 1, "no-such-model"),

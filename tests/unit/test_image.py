@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pocketdiffusion.errors import InvalidRequest
+from pocketdiffusion.errors import InvalidRequest, OutputFailed
 from pocketdiffusion.image.files import (
     check_pattern,
     from_image,
@@ -218,7 +218,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InvalidRequest, match="No space left"):
+    with pytest.raises(OutputFailed, match="No space left"):
         save(PIXELS // 2, path, metadata=None)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
@@ -235,8 +235,10 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="can't be written"):
+    with pytest.raises(OutputFailed, match="can't be written"):
         save(PIXELS, tmp_path / "absent" / "x.png", metadata=None)
+    with pytest.raises(InvalidRequest, match="there is no folder"):
+        check_pattern(str(tmp_path / "absent" / "{seed}.png"))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permission bits")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketdiffusion.errors import InvalidRequest
+from pocketdiffusion.errors import InvalidRequest, OutputFailed
 from pocketdiffusion.image.metadata import Metadata, Parameters
 from pocketdiffusion.image.naming import check_pattern, image_format, output_path, output_paths
 from pocketdiffusion.image.opening import check_pixels, opened_image
@@ -117,7 +117,7 @@ def save(image: Pixels, path: str | Path, *, metadata: Metadata | None, quality:
     """Write uint8 (height, width, 3) as PNG, JPEG or WebP, by the suffix; gives the path back.
 
     The file appears whole or not at all, and replaces one of that name. The same input gives the same bytes with the
-    same Pillow. `quality` is 1 to 100, for JPEG and WebP. Raises InvalidRequest, also when the file can't be written.
+    same Pillow. `quality` is 1 to 100, for JPEG and WebP. Raises InvalidRequest, and OutputFailed when writing fails.
     """
     from PIL import Image
 
@@ -132,7 +132,7 @@ def save(image: Pixels, path: str | Path, *, metadata: Metadata | None, quality:
     try:
         _replace(path, encoded.getvalue())
     except OSError as error:
-        raise InvalidRequest("output", f"{path}: can't be written ({error.strerror or error})") from error
+        raise OutputFailed(f"{path}: can't be written ({error.strerror or error})") from error
     return path
 
 

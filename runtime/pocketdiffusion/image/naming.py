@@ -6,6 +6,7 @@ filled in never adds a folder. Prompts are no field, because they are other peop
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,8 +32,16 @@ def image_format(path: str | Path) -> str:
 
 
 def check_pattern(pattern: str) -> None:
-    """Raise InvalidRequest for a pattern that `output_path` would refuse."""
-    output_path(pattern, seed=0, index=0, width=0, height=0, steps=0, model="model")
+    """Raise InvalidRequest for a pattern that `output_path` would refuse, or whose folder can't be written to.
+
+    For callers to use before minutes of work, not after.
+    """
+    folder = output_path(pattern, seed=0, index=0, width=0, height=0, steps=0, model="model").parent
+    known = not _FIELD.search(str(Path(pattern).parent))
+    if known and not folder.is_dir():
+        raise InvalidRequest("output", f"{pattern}: there is no folder {folder}; create it first")
+    if known and not os.access(folder, os.W_OK):
+        raise InvalidRequest("output", f"{pattern}: the folder {folder} can't be written to; choose another")
 
 
 def output_path(
