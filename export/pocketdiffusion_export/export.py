@@ -15,8 +15,12 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
-from pocketdiffusion.bundle import file_entries, write_manifest
-from pocketdiffusion.bundle.manifest import ComponentEntry, GoldenImage, Manifest, Numbers, Source
+from pocketdiffusion.backends import SessionOptions
+from pocketdiffusion.bundle import Bundle, file_entries, write_manifest
+from pocketdiffusion.bundle.manifest import ComponentEntry, GoldenImage, Manifest, Source
+from pocketdiffusion.bundle.manifest_json import manifest_digest
+from pocketdiffusion.components import choose_devices, open_components
+from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion_export import layout, verify
 from pocketdiffusion_export.component import ComponentSpec, Feeds
@@ -72,7 +76,6 @@ def export(plan: ExportPlan, say: Say) -> Summary:
         (folder / GOLDEN).write_bytes(save(work.golden))  # save_file would make it readable by its owner alone
         if work.quantization:
             layout.write_json(folder / QUANTIZATION, work.quantization)
-        say("generating the golden image with the source and with the exported graphs")
         manifest = Manifest(
             name=plan.name,
             description=plan.description,
@@ -82,11 +85,12 @@ def export(plan: ExportPlan, say: Say) -> Summary:
             source=Source(plan.source_name, plan.licence, loaded.sha256),
             numbers=numbers,
             components=work.entries,
-            files=(),
+            files=file_entries(folder),
             tools=layout.tool_versions(),
             golden=GOLDEN,
-            golden_image=_golden_image(plan, loaded, family, numbers, folder, work.entries, say),
         )
+        say("generating the golden image with the source and with the exported graphs")
+        manifest = replace(manifest, golden_image=_golden_image(plan, loaded, family, manifest, folder, say))
         layout.write_readme(manifest, work.measured, plan, folder)
         manifest = replace(manifest, files=file_entries(folder))
         write_manifest(folder, manifest)
@@ -111,7 +115,7 @@ class _Work:
         model = self.target.trace(spec)
         if recipe.method is not None:
             self.say(f"quantizing {spec.name} to {recipe.weights}")
-            report = lookup(QUANTIZERS, "quantization method", recipe.method)(model, recipe)
+            report = lookup(QUANTIZERS, "quantization method", recipe.method)(model, recipe, samples)
             self.quantization[spec.name] = asdict(report)
         file = self.folder / spec.name / self.target.graph
         self.target.save(model, file)
@@ -141,31 +145,34 @@ class _Work:
 
 
 def _golden_image(
-    plan: ExportPlan,
-    loaded: Loaded,
-    family: Family,
-    numbers: Numbers,
-    folder: Path,
-    entries: Mapping[str, ComponentEntry],
-    say: Say,
+    plan: ExportPlan, loaded: Loaded, family: Family, manifest: Manifest, folder: Path, say: Say
 ) -> GoldenImage:
-    expected = family.reference_image(loaded.pipe, plan.golden, numbers)
-    sessions = {name: verify.open_session(folder / entry.graph, "onnxruntime") for name, entry in entries.items()}
-    found = family.generate(loaded.pipe, lambda name, feeds: sessions[name].run(feeds), plan.golden, numbers)
-    psnr = verify.image_psnr(expected, found)
+    golden, numbers = plan.golden, manifest.numbers
+    expected = family.reference_image(loaded.pipe, golden, numbers)
+    steps = numbers.default_steps if golden.steps is None else golden.steps
+    guidance = numbers.default_guidance if golden.guidance is None else golden.guidance
+    pipe = _runtime(folder, manifest)
+    found = pipe(golden.prompt, seed=golden.seed, num_inference_steps=steps, guidance_scale=guidance)
+    psnr = verify.image_psnr(expected, np.asarray(found.images[0]))
     if psnr < plan.recipe.min_psnr_db:
         _miss(plan, say, "the golden image", "PSNR", psnr, plan.recipe.min_psnr_db)
     Image.fromarray(expected).save(folder / GOLDEN_IMAGE, optimize=True)
-    steps, guidance = plan.golden.steps, plan.golden.guidance
     return GoldenImage(
-        prompt=plan.golden.prompt,
-        seed=plan.golden.seed,
-        steps=numbers.default_steps if steps is None else steps,
-        guidance=numbers.default_guidance if guidance is None else guidance,
+        prompt=golden.prompt,
+        seed=golden.seed,
+        steps=steps,
+        guidance=guidance,
         file=GOLDEN_IMAGE,
         psnr_db=round(psnr, 2),
         min_psnr_db=verify.floor_for(psnr, plan.recipe.min_psnr_db),
     )
+
+
+def _runtime(folder: Path, manifest: Manifest) -> Pipeline:
+    """The runtime on what was just written: the bundle is not opened but made, because its manifest comes last."""
+    bundle = Bundle(folder, manifest, manifest_digest(manifest))
+    choices = choose_devices(bundle, "onnxruntime:cpu")
+    return Pipeline(bundle, open_components(bundle, choices, SessionOptions(), "release"))
 
 
 def _miss(plan: ExportPlan, say: Say, what: str, figure: str, found: float, demanded: float) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion_export.component import ComponentSpec, Feeds
 from pocketdiffusion_export.plan import ExportPlan, GoldenPlan
-
-RunComponent = Callable[[str, Feeds], dict[str, AnyArray]]
-"""(component, inputs) -> outputs; how `generate` reaches the exported graphs."""
 
 Samples = Mapping[str, Sequence[Feeds]]
 """Component -> inputs as they occur while the source generates, and one of another shape."""
@@ -33,10 +30,6 @@ class Family(Protocol):
 
     def numbers(self, pipe: Any, samples: Samples, plan: ExportPlan) -> Numbers:
         """The manifest's numbers."""
-        ...
-
-    def generate(self, pipe: Any, run: RunComponent, golden: GoldenPlan, numbers: Numbers) -> AnyArray:
-        """The golden image from graphs, driven by Diffusers' own scheduler: uint8, [height, width, 3]."""
         ...
 
     def reference_image(self, pipe: Any, golden: GoldenPlan, numbers: Numbers) -> AnyArray:

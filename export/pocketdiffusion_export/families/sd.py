@@ -16,7 +16,7 @@ from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion_export.component import Call, ComponentSpec, Feeds
 from pocketdiffusion_export.errors import ExportError
-from pocketdiffusion_export.families.base import RunComponent, Samples
+from pocketdiffusion_export.families.base import Samples
 from pocketdiffusion_export.forms import attend, plain_attention
 from pocketdiffusion_export.plan import ExportPlan, GoldenPlan
 
@@ -85,22 +85,6 @@ class StableDiffusion:
         bare = _numbers(pipe, plan)
         return _numbers(pipe, plan, _fit_rgb([(d["latent_sample"], e["sample"]) for d, e in pairs], bare))
 
-    def generate(self, pipe: Any, run: RunComponent, golden: GoldenPlan, numbers: Numbers) -> AnyArray:
-        """The golden image from graphs, with Diffusers' scheduler."""
-        steps, guidance = _settings(golden, numbers)
-        states = [run("text_encoder", {"input_ids": _ids(pipe, text)}) for text in ("", golden.prompt)]
-        context = np.concatenate([state["last_hidden_state"] for state in states])
-        pipe.scheduler.set_timesteps(steps)
-        x = _noise(golden.seed, numbers) * pipe.scheduler.init_noise_sigma
-        for t in pipe.scheduler.timesteps:
-            scaled = pipe.scheduler.scale_model_input(torch.cat([x, x]), t).numpy()
-            feeds = {"sample": scaled, "timestep": np.float32(t), "encoder_hidden_states": context}
-            base, guided = torch.from_numpy(run("unet", feeds)["out_sample"]).chunk(2)
-            x = pipe.scheduler.step(base + guidance * (guided - base), t, x, return_dict=False)[0]
-        latents = x.numpy() / numbers.latent_scale + numbers.latent_shift
-        image = run("vae_decoder", {"latent_sample": latents.astype(np.float32)})["sample"]
-        return _to_uint8(image[0].transpose(1, 2, 0) / 2 + 0.5)
-
     def reference_image(self, pipe: Any, golden: GoldenPlan, numbers: Numbers) -> AnyArray:
         """The golden image from Diffusers."""
         return _to_uint8(_generate(pipe, golden, numbers, "np")[0])
@@ -133,13 +117,8 @@ def _settings(golden: GoldenPlan, numbers: Numbers) -> tuple[int, float]:
     return steps, numbers.default_guidance if golden.guidance is None else golden.guidance
 
 
-def _noise(seed: int, numbers: Numbers) -> torch.Tensor:
-    size = (1, numbers.latent_channels, numbers.height // numbers.vae_factor, numbers.width // numbers.vae_factor)
-    return torch.randn(size, generator=torch.Generator("cpu").manual_seed(seed))
-
-
 def _to_uint8(image: AnyArray) -> AnyArray:
-    return (image.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.round(image.clip(0, 1) * 255).astype(np.uint8)
 
 
 def _ids(pipe: Any, text: str) -> AnyArray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 QUANTIZERS = {"weight_only": "pocketdiffusion_export.quant.weight_only:quantize"}
-"""Method -> function (onnx.ModelProto, Recipe) -> QuantReport; the model is changed in place."""
+"""Method -> function (onnx.ModelProto, Recipe, inputs to calibrate with) -> QuantReport; it changes the model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ is measured to be too large, stay float32; `QuantReport` says which and why.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from pocketdiffusion.tensors import Array
+from pocketdiffusion_export.component import Feeds
 from pocketdiffusion_export.quant import Recipe
 
 LEVELS = 127
@@ -34,8 +36,8 @@ class QuantReport:
     """Weight -> reason."""
 
 
-def quantize(model: onnx.ModelProto, recipe: Recipe) -> QuantReport:
-    """Replace the weights of Conv, Gemm, MatMul and Gather in place."""
+def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds] = ()) -> QuantReport:
+    """Replace the weights of Conv, Gemm, MatMul and Gather in place. `samples` are not needed to look at weights."""
     report = QuantReport()
     axes = _weight_axes(model.graph)
     nodes: list[onnx.NodeProto] = []
