@@ -69,7 +69,7 @@ def export(plan: ExportPlan, say: Say) -> Summary:
     samples = family.samples(loaded.pipe, plan.prompts, plan)
     numbers = family.numbers(loaded.pipe, samples, plan)
     with assembled(plan.destination) as folder:
-        layout.write_configs(plan, specs, folder)
+        layout.write_configs(loaded.folder, plan, specs, folder)
         work = _Work(plan, engines, folder, say)
         for spec in specs:
             work.component(spec, _spread(samples[spec.name]))

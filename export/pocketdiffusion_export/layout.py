@@ -30,13 +30,13 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
 
 
-def write_configs(plan: ExportPlan, specs: Sequence[ComponentSpec], folder: Path) -> None:
-    """model_index.json, scheduler, tokenizer, one config.json per component, and the plan's own files."""
+def write_configs(source: Path, plan: ExportPlan, specs: Sequence[ComponentSpec], folder: Path) -> None:
+    """model_index.json, scheduler and tokenizer of `source`, each component's config.json, and the plan's own files."""
     for name in ("model_index.json", "scheduler/scheduler_config.json"):
-        write_json(folder / name, json.loads((plan.source / name).read_text(encoding="utf-8")))
+        write_json(folder / name, json.loads((source / name).read_text(encoding="utf-8")))
     for spec in specs:
         write_json(folder / spec.name / "config.json", spec.config)
-    _write_tokenizer(plan.source / "tokenizer", folder / "tokenizer")
+    _write_tokenizer(source / "tokenizer", folder / "tokenizer")
     for file in plan.files:
         shutil.copyfile(file, folder / file.name)
 

@@ -55,7 +55,8 @@ class GoldenPlan:
 class ExportPlan:
     """One export, fully decided before anything heavy is imported."""
 
-    source: Path
+    source: str
+    """A path, or "random:NAME"; see `source.py`."""
     destination: Path
     target: str
     recipe: Recipe
@@ -88,17 +89,17 @@ def make_plan(
         raise ExportError(f"unknown target '{target}'; choose one of: {', '.join(sorted(TARGETS))}")
     if recipe not in RECIPES:
         raise ExportError(f"unknown recipe '{recipe}'; choose one of: {', '.join(sorted(RECIPES))}")
-    source, destination = Path(source), Path(destination)
-    if source.resolve() == destination.resolve() or source.resolve() in destination.resolve().parents:
+    destination = Path(destination)
+    if Path(source).resolve() in (destination.resolve(), *destination.resolve().parents):
         raise ExportError(f"the destination {destination} lies in the source {source}; choose a folder outside of it")
     given = {} if preset is None else read_preset(Path(preset))
     return ExportPlan(
-        source=source,
+        source=str(source),
         destination=destination,
         target=target,
         recipe=RECIPES[recipe],
         accept_error=accept_error,
-        **{"name": destination.name, "source_name": source.name, **given},
+        **{"name": destination.name, "source_name": Path(source).name, **given},
     )
 
 

@@ -44,14 +44,17 @@ class Loaded:
 
     pipe: Any
     """Diffusers pipeline, float32, on the CPU, in evaluation mode."""
+    folder: Path
+    """Diffusers folder that holds model_index.json, the scheduler's config and the tokenizer's files."""
     family: str
     """Key of `FAMILIES`."""
     sha256: dict[str, str]
     """Weight file -> sha256."""
 
 
-def load(folder: Path) -> Loaded:
+def load(source: str) -> Loaded:
     """Load a Diffusers folder as float32. Raises ExportError in one line for everything that is wrong with it."""
+    folder = Path(source)
     index = _read_index(folder)
     weights = [file for part in WEIGHTED for file in _weight_files(folder, part)]
     for file in weights:
@@ -64,7 +67,7 @@ def load(folder: Path) -> Loaded:
         pipe = _class(pipeline)(**parts, **extra)
     pipe.set_progress_bar_config(disable=True)
     hashes = {file.relative_to(folder).as_posix(): _sha256(file) for file in weights}
-    return Loaded(pipe, PIPELINES[pipeline], hashes)
+    return Loaded(pipe, folder, PIPELINES[pipeline], hashes)
 
 
 def check_safetensors(file: Path) -> None:
