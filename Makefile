@@ -6,7 +6,7 @@ ifeq ($(OS),Windows_NT)
 BIN := $(VENV)/Scripts
 endif
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check clean
 
 demo: $(VENV)/.cpu
 	$(BIN)/pocketdiffusion generate "a red apple" --seed 0 --output demo.png
@@ -20,8 +20,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Some systems ship venv without ensurepip; pip itself can then fill the environment.
 $(VENV)/pyvenv.cfg:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || ($(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.cpu: pyproject.toml | $(VENV)/pyvenv.cfg

@@ -26,8 +26,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(words).parse_args(words)
     try:
+        args = _parser(words).parse_args(words)
         return int(args.run(args))
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (PocketDiffusionError, OSError, MemoryError) as error:
-        if args.debug:
+        if "--debug" in words:
             raise
         code = error.exit_code if isinstance(error, PocketDiffusionError) else 1
         return _fail(_one_line(error), code)
