@@ -11,22 +11,32 @@ from typing import TYPE_CHECKING
 from pocketdiffusion.cli.command import Command
 from pocketdiffusion.timing import peak_rss
 from pocketdiffusion_export.errors import ExportError
-from pocketdiffusion_export.plan import make_plan
+from pocketdiffusion_export.plan import DYNAMIC, make_plan
 from pocketdiffusion_export.quant import RECIPES
 from pocketdiffusion_export.targets import TARGETS
 
 if TYPE_CHECKING:
-    from pocketdiffusion_export.export import Summary
+    from pocketdiffusion_export.export import Made, Summary
 
 REQUIRED = ("torch", "diffusers", "transformers", "onnx")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("source", metavar="SOURCE", help="Diffusers folder with safetensors weights")
+    parser.add_argument("source", metavar="SOURCE", help="Diffusers folder, .safetensors checkpoint, or random:NAME")
     parser.add_argument("destination", metavar="DEST", help="bundle to write; a bundle that is there is replaced")
-    parser.add_argument("--target", default="onnx", help=f"graph format: {', '.join(TARGETS)} (default: onnx)")
+    parser.add_argument(
+        "--target",
+        default="onnx",
+        help=f"graph format: {', '.join(TARGETS)} (default: onnx); several with commas give DEST/onnx, DEST/openvino …",
+    )
     parser.add_argument("--recipe", default="fp32", help=f"storage of weights: {', '.join(RECIPES)} (default: fp32)")
+    parser.add_argument(
+        "--size",
+        default=DYNAMIC,
+        metavar="WIDTHxHEIGHT",
+        help=f"fix the graphs to one image size; prompts may still differ in number and length (default: {DYNAMIC})",
+    )
     parser.add_argument("--preset", help="TOML file with name, licence and numbers; see models/README.md")
     parser.add_argument(
         "--accept-error", action="store_true", help="write the bundle although a figure is under its threshold"
@@ -40,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         args.destination,
         target=args.target,
         recipe=args.recipe,
+        size=args.size,
         preset=args.preset,
         accept_error=args.accept_error,
     )
@@ -53,8 +64,10 @@ def run(args: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(f"[{time.perf_counter() - start:6.1f} s] {line}", file=sys.stderr, flush=True)
 
-    _print_summary(export(plan, say))
-    print(plan.destination)
+    summary = export(plan, say)
+    _print_summary(summary)
+    for made in summary.bundles:
+        print(made.destination)
     return 0
 
 
@@ -62,11 +75,18 @@ COMMAND = Command("export", "turn a torch model into a verified bundle", configu
 
 
 def _print_summary(summary: Summary) -> None:
-    manifest = summary.manifest
-    total = sum(entry.size for entry in manifest.files)
+    lines = [line for made in summary.bundles for line in _describe(made)]
+    peak = peak_rss()
+    memory = "" if peak is None else f", peak memory {peak / 2**20:,.0f} MiB"
+    lines.append(f"done in {summary.seconds:.0f} s{memory}")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _describe(made: Made) -> list[str]:
+    manifest = made.manifest
     lines = [f"{entry.size:>12,} bytes  {entry.path}" for entry in manifest.files]
-    lines.append(f"{total:>12,} bytes in {len(manifest.files)} files")
-    for item in summary.measured:
+    lines.append(f"{sum(entry.size for entry in manifest.files):>12,} bytes in {len(manifest.files)} files")
+    for item in made.measured:
         for name, figures in item.outputs.items():
             lines.append(
                 f"{item.component:12} {item.engine:12} {name:18} SQNR {figures.sqnr_db:6.1f} dB   PSNR "
@@ -75,7 +95,4 @@ def _print_summary(summary: Summary) -> None:
     image = manifest.golden_image
     if image is not None:
         lines.append(f'whole image "{image.prompt}": PSNR {image.psnr_db:.1f} dB')
-    peak = peak_rss()
-    memory = "" if peak is None else f", peak memory {peak / 2**20:,.0f} MiB"
-    lines.append(f"done in {summary.seconds:.0f} s{memory}")
-    print("\n".join(lines), file=sys.stderr)
+    return lines

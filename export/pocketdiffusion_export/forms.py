@@ -90,7 +90,7 @@ def _check_plain(attn: Any, mask: object) -> None:
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
     """Give a Diffusers model the attention above, and its own back at the end."""
-    before = model.attn_processors
+    before = getattr(model, "attn_processors", None)  # models that never hold attention lack it
     if not before:
         yield
         return

@@ -36,7 +36,8 @@ def write_configs(source: Path, plan: ExportPlan, specs: Sequence[ComponentSpec]
         write_json(folder / name, json.loads((source / name).read_text(encoding="utf-8")))
     for spec in specs:
         write_json(folder / spec.name / "config.json", spec.config)
-    _write_tokenizer(source / "tokenizer", folder / "tokenizer")
+    for tokenizer in sorted(source.glob("tokenizer*")):
+        _write_tokenizer(tokenizer, folder / tokenizer.name)
     for file in plan.files:
         shutil.copyfile(file, folder / file.name)
 

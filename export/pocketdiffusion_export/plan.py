@@ -6,9 +6,10 @@ over what the source's own configs say.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+DYNAMIC = "dynamic"
+"""The size of graphs that take any."""
 
 DEFAULT_PROMPTS = (
     "a red apple",
@@ -58,7 +62,8 @@ class ExportPlan:
     source: str
     """A path, or "random:NAME"; see `source.py`."""
     destination: Path
-    target: str
+    targets: tuple[str, ...]
+    """Keys of `TARGETS`; each becomes a bundle of its own."""
     recipe: Recipe
     name: str
     description: str = ""
@@ -73,6 +78,15 @@ class ExportPlan:
     """Extra files, copied to the bundle's root: attributions, licence texts."""
     accept_error: bool = False
     """Write the bundle although a figure is under its threshold."""
+    static: bool = False
+    """Graphs take the size in `numbers` and no other. Their batch and text length stay free."""
+
+    @property
+    def bundles(self) -> dict[str, Path]:
+        """Target -> the bundle's folder: the destination, or of several targets a folder in it for each."""
+        if len(self.targets) == 1:
+            return {self.targets[0]: self.destination}
+        return {target: self.destination / target for target in self.targets}
 
 
 def make_plan(
@@ -81,26 +95,45 @@ def make_plan(
     *,
     target: str = "onnx",
     recipe: str = "fp32",
+    size: str = DYNAMIC,
     preset: str | Path | None = None,
     accept_error: bool = False,
 ) -> ExportPlan:
-    """A checked plan. Raises ExportError for an unknown target or recipe and for a preset that can't be used."""
-    if target not in TARGETS:
-        raise ExportError(f"unknown target '{target}'; choose one of: {', '.join(sorted(TARGETS))}")
+    """A checked plan. `target` is one name or several with commas between them, `size` "dynamic" or "WIDTHxHEIGHT".
+
+    Raises ExportError for an unknown target or recipe, a size that is none, and a preset that can't be used.
+    """
+    targets = tuple(dict.fromkeys(name.strip() for name in target.split(",")))
+    for name in targets:
+        if name not in TARGETS:
+            raise ExportError(f"unknown target '{name}'; choose one of: {', '.join(sorted(TARGETS))}")
     if recipe not in RECIPES:
         raise ExportError(f"unknown recipe '{recipe}'; choose one of: {', '.join(sorted(RECIPES))}")
     destination = Path(destination)
     if Path(source).resolve() in (destination.resolve(), *destination.resolve().parents):
         raise ExportError(f"the destination {destination} lies in the source {source}; choose a folder outside of it")
     given = {} if preset is None else read_preset(Path(preset))
-    return ExportPlan(
+    if str(source).startswith("random:"):  # a preset tells the origin and the terms of other weights
+        given = {key: value for key, value in given.items() if key not in ("source_name", "licence")}
+    plan = ExportPlan(
         source=str(source),
         destination=destination,
-        target=target,
+        targets=targets,
         recipe=RECIPES[recipe],
         accept_error=accept_error,
         **{"name": destination.name, "source_name": Path(source).name, **given},
     )
+    if size == DYNAMIC:
+        return plan
+    width, height = _parse_size(size)
+    return replace(plan, static=True, numbers=replace(plan.numbers, width=width, height=height))
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise ExportError(f"size '{text}' is none; give WIDTHxHEIGHT in pixels, for example 512x512, or {DYNAMIC}")
+    return int(found[1]), int(found[2])
 
 
 def read_preset(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pocketdiffusion_export.component import ComponentSpec, Feeds
 from pocketdiffusion_export.errors import ExportError
 
 ENGINES = ("onnxruntime", "openvino")
+"""Best first: the first that opens a format must be there, and makes the golden image."""
 MAX_DB = 200.0
 """Stands for equal to the last bit."""
 
@@ -52,11 +53,14 @@ def open_session(graph: Path, engine: str) -> Session:
     return backends.load(engine).open(graph, "cpu", SessionOptions())
 
 
-def engines() -> tuple[str, ...]:
-    """Installed engines. Raises ExportError when onnxruntime is not among them."""
-    found = tuple(name for name in ENGINES if "cpu" in backends.load(name).devices())
-    if "onnxruntime" not in found:
-        raise ExportError("verification needs onnxruntime; install it: pip install 'pocketdiffusion[export,cpu]'")
+def engines(format: str) -> tuple[str, ...]:
+    """Installed engines that open a graph format. Raises ExportError when the first of them is missing."""
+    able = [name for name in ENGINES if format in backends.load(name).formats]
+    found = tuple(name for name in able if "cpu" in backends.load(name).devices())
+    if able[0] not in found:
+        raise ExportError(
+            f"verifying {format} graphs needs {able[0]}; install it: pip install 'pocketdiffusion[export,cpu]'"
+        )
     return found
 
 

@@ -12,8 +12,8 @@ import ctypes
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pocketdiffusion_export.errors import ExportError
@@ -27,16 +27,20 @@ _RENAME_SWAP = 2
 def assembled(destination: Path) -> Iterator[Path]:
     """A new folder that becomes `destination` when the block ends without an error, and is removed when it fails.
 
-    Raises ExportError when the destination exists and is not a bundle, so that no other folder is ever replaced.
+    Folders made on the way to it go as well. Raises ExportError when the destination exists and is not a bundle, so
+    that no other folder is ever replaced.
     """
     destination = destination.absolute()
-    check_replaceable(destination)
     folder = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
+    made: list[Path] = []
     try:
+        check_replaceable(destination)
+        made = [parent for parent in destination.parents if not parent.exists()]
         destination.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(destination)
         folder.mkdir()
     except OSError as error:
+        _remove_empty(made)
         raise ExportError(f"can't write beside {destination}: {error.strerror}; choose another destination") from None
     try:
         yield folder
@@ -46,6 +50,15 @@ def assembled(destination: Path) -> Iterator[Path]:
         raise ExportError(f"writing {destination} failed: {error.strerror or error}; nothing was replaced") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(made)
+
+
+def check_holder(folder: Path) -> None:
+    """Raise ExportError unless `folder` can hold several bundles: it is free, or a folder and no bundle itself."""
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"the destination {folder} is a file; several targets need a folder")
+    if (folder / "manifest.json").exists():
+        raise ExportError(f"the destination {folder} is a bundle; several targets need a folder to hold one for each")
 
 
 def check_replaceable(destination: Path) -> None:
@@ -54,6 +67,12 @@ def check_replaceable(destination: Path) -> None:
         raise ExportError(f"the destination {destination} is a file or a link; choose a folder")
     if destination.is_dir() and any(destination.iterdir()) and not (destination / "manifest.json").is_file():
         raise ExportError(f"the destination {destination} holds other files and no bundle; choose an empty folder")
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _put_in_place(folder: Path, destination: Path) -> None:

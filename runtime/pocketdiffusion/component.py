@@ -18,6 +18,9 @@ from pocketdiffusion.errors import BundleCorrupt, NonFinite
 from pocketdiffusion.tensors import AnyArray, TensorSpec
 from pocketdiffusion.timing import Timings
 
+UNUSED = ("return_dict",)
+"""Inputs that old exporters left in their graphs and that change nothing; they are fed zeros."""
+
 Residency = Literal["keep", "release"]
 """After `Component.use`: "keep" the graph in memory for the next call, or "release" it."""
 
@@ -45,6 +48,7 @@ class Component:
         self.device = f"{backend.name}:{device}"
         self._device, self._precision = device, ""
         self.options = SessionOptions() if options is None else options
+        self._unused = {name: _zeros(spec) for name, spec in entry.inputs.items() if name in UNUSED}
         self._lock = threading.Lock()
         self._opening: Future[tuple[Session, float]] | None = None
         self._reported = False
@@ -83,7 +87,7 @@ class Component:
         """
         session, open_seconds = self._opened()
         start = time.perf_counter()
-        outputs = session.run(feeds)
+        outputs = session.run({**self._unused, **feeds})
         seconds = time.perf_counter() - start
         if timings is not None:
             self._report_opening(timings, open_seconds)
@@ -175,6 +179,10 @@ def non_finite(array: AnyArray) -> int:
         return 0
     finite = np.isfinite(array)
     return 0 if finite.all() else int(array.size - np.count_nonzero(finite))
+
+
+def _zeros(spec: TensorSpec) -> AnyArray:
+    return np.zeros(tuple(axis if isinstance(axis, int) else 1 for axis in spec.shape), spec.dtype)
 
 
 def _names(specs: Mapping[str, TensorSpec]) -> str:

@@ -7,9 +7,12 @@ from typing import get_args
 
 from pocketdiffusion.backends import Choice, choose, device_for, load, parse_devices
 from pocketdiffusion.backends.base import SessionOptions
+from pocketdiffusion.backends.probe import Trial, probe
 from pocketdiffusion.bundle import Bundle
+from pocketdiffusion.bundle.integrity import Records, marks
+from pocketdiffusion.bundle.paths import cache_dir
 from pocketdiffusion.component import Component, Residency
-from pocketdiffusion.errors import InvalidRequest
+from pocketdiffusion.errors import BackendUnavailable, InvalidRequest
 
 
 def choose_devices(bundle: Bundle, device: str | Mapping[str, str]) -> dict[str, Choice]:
@@ -24,11 +27,20 @@ def choose_devices(bundle: Bundle, device: str | Mapping[str, str]) -> dict[str,
 def open_components(
     bundle: Bundle, choices: Mapping[str, Choice], options: SessionOptions, residency: Residency
 ) -> dict[str, Component]:
-    """A `Component` for each graph; nothing is opened yet."""
+    """A `Component` for each graph; nothing is opened yet.
+
+    Graphs of another exporter's folder are tried in a child process once for each engine and device, which is
+    remembered as long as no file changes. Raises InvalidRequest, BackendError.
+    """
     if residency not in get_args(Residency):
         raise InvalidRequest(
             "residency", f"residency is {residency!r}; choose one of: {', '.join(get_args(Residency))}"
         )
+    for name, choice in choices.items():
+        if choice.backend == "openvino" and bundle.manifest.components[name].format == "onnx":
+            _refuse_linked_weights(bundle, name)
+    if not bundle.hashed:
+        _try_once(bundle, choices, options)
     return {
         name: Component(
             name,
@@ -41,6 +53,27 @@ def open_components(
         )
         for name, choice in choices.items()
     }
+
+
+def _refuse_linked_weights(bundle: Bundle, name: str) -> None:
+    """OpenVINO 2026.4 opens an ONNX file through a link but not the weights beside it: a hub's cache has both."""
+    graph = bundle.graph(name)
+    for path in (bundle.path / entry.path for entry in bundle.manifest.files if not entry.path.endswith(".json")):
+        if path != graph and path.parent == graph.parent and path.resolve().parent != graph.parent:
+            raise BackendUnavailable(
+                f"{name} (onnx): openvino does not read weights through a link, and {path.name} is one; "
+                f"choose onnxruntime:cpu, or make a copy without links: cp -rL {bundle.path} DEST"
+            )
+
+
+def _try_once(bundle: Bundle, choices: Mapping[str, Choice], options: SessionOptions) -> None:
+    trials = [Trial(bundle.graph(name), choice.backend, choice.device, options) for name, choice in choices.items()]
+    engines = sorted({f"{choice} {load(choice.backend).version()}" for choice in choices.values()})
+    key = f"tried {bundle.digest} {options.precision} {', '.join(engines)} {[str(trial.graph) for trial in trials]}"
+    records, found = Records(cache_dir()), marks(bundle.path, bundle.manifest.files)
+    if not records.holds(bundle.path, key, found):
+        probe(trials)
+        records.add(bundle.path, key, found)
 
 
 def describe_choices(choices: Mapping[str, Choice]) -> list[str]:

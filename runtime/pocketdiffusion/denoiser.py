@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pocketdiffusion.component import Component
+from pocketdiffusion.errors import GraphFailed
 from pocketdiffusion.families import Conditioning
 from pocketdiffusion.sampling.denoise import Network, Pair
 from pocketdiffusion.tensors import AnyArray, Array, TensorSpec
@@ -14,13 +15,16 @@ from pocketdiffusion.timing import Timings
 
 
 def network(component: Component, inputs: Mapping[str, Array], timings: Timings) -> Network:
-    """(x, timestep) -> raw output, with the conditioning inputs bound."""
-    spec = component.entry.inputs["timestep"]
+    """(x, timestep) -> raw output, with the conditioning inputs bound; see `Conditioning` for "sample" among them."""
+    spec, channels = component.entry.inputs["timestep"], inputs.get("sample")
     (output,) = component.entry.outputs
 
     def run(x: Array, timestep: float) -> Array:
-        feeds = {"sample": x, "timestep": _timestep(spec, timestep, len(x)), **inputs}
+        sample = x if channels is None else np.concatenate([x, channels], axis=1)
+        feeds = {**inputs, "sample": sample, "timestep": _timestep(spec, timestep, len(x))}
         result: Array = component.run(feeds, timings)[output]
+        if result.shape != x.shape:
+            raise GraphFailed(f"{component.name} gave {result.shape} for latents of {x.shape}; export the model again")
         return result
 
     return run

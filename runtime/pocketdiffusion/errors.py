@@ -12,7 +12,8 @@
     ├── BackendError
     │   ├── BackendUnavailable        the engine or the device is not here
     │   ├── DeviceNotAttached         the engine opened the graph, but not on the device that was asked for
-    │   └── GraphFailed               the engine refused or failed to run a graph
+    │   ├── GraphFailed               the engine refused or failed to run a graph
+    │   └── LoadCrashed               the engine died or hung when it tried a graph of unknown origin
     ├── NonFinite                     a graph produced NaN or infinity
     └── OutputFailed                  a finished picture could not be written
 
@@ -83,6 +84,14 @@ class DeviceNotAttached(BackendError):
 
 class GraphFailed(BackendError):
     """The engine could not open or run a graph."""
+
+
+class LoadCrashed(BackendError):
+    """A graph made the engine die or hang, in a child process that tried it first."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.file, self.reason = file, reason
 
 
 class OutputFailed(PocketDiffusionError):

@@ -6,12 +6,13 @@ Limits: one image size per call; guidance is classifier-free only; graphs need a
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
 
-from pocketdiffusion import __version__, vae
+from pocketdiffusion import vae
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.models import find_bundle
@@ -22,27 +23,16 @@ from pocketdiffusion.errors import BundleUnsupported, InvalidRequest, NonFinite
 from pocketdiffusion.families import Conditioning, load_family
 from pocketdiffusion.generation import Generation, Run
 from pocketdiffusion.image import to_pil, to_uint8
-from pocketdiffusion.image.metadata import Parameters
 from pocketdiffusion.noise import stacked
 from pocketdiffusion.request import Request, make_request, resolve
-from pocketdiffusion.result import ComponentUse, Result
+from pocketdiffusion.result import DIGITAL_SOURCE, ComponentUse, Result, describe
 from pocketdiffusion.sampling.denoise import Network, denoiser, guided, interval
-from pocketdiffusion.sampling.names import sampler_label, schedule_label
 from pocketdiffusion.sampling.scheduler import SamplingPlan, sampling_plan
 from pocketdiffusion.sampling.schedules import Levels
 from pocketdiffusion.sampling.types import Noise, Step
-from pocketdiffusion.tasks import TASKS
+from pocketdiffusion.tasks import TASKS, Given, pasted, possible
 from pocketdiffusion.tensors import Array
 from pocketdiffusion.timing import timed
-
-DIGITAL_SOURCE = {
-    "text-to-image": "trainedAlgorithmicMedia",
-    "image-to-image": "compositeWithTrainedAlgorithmicMedia",
-}
-"""IPTC NewsCodes: what a saved picture says about its origin."""
-
-RNG = {"cpu": "CPU", "cuda": "NV"}
-"""A1111's words for whose noise was reproduced."""
 
 Prompts = str | Sequence[str]
 StepCallback = Callable[["Pipeline", int, float, dict[str, Any]], "dict[str, Any] | None"]
@@ -70,18 +60,20 @@ class Pipeline:
         threads: int | None = None,
         precision: str = "float32",
         residency: Residency = "keep",
+        variant: str | None = None,
     ) -> Pipeline:
-        """Open a bundle by name or path.
+        """Open a bundle, or another exporter's folder of graphs, by name, path or "owner/name" in the hub's cache.
 
         `device` is "auto", "cpu", "openvino:gpu" …, or one for each of text_encoder, denoiser and vae. `residency`
         "keep" leaves graphs open between calls; "release" closes each when its stage is over, so that the peak is the
-        largest stage and not their sum. Raises BundleError and BackendError.
+        largest stage and not their sum. `variant` chooses among another exporter's graphs: "fp16" takes
+        ``model_fp16.onnx``. Raises BundleError and BackendError.
         """
-        bundle = Bundle.open(find_bundle(model))
+        bundle = Bundle.open(find_bundle(model), variant=variant)
         choices = choose_devices(bundle, device)
         options = SessionOptions(threads=threads, precision=precision)
         pipe = cls(bundle, open_components(bundle, choices, options, residency))
-        pipe.notes = tuple(describe_choices(choices))
+        pipe.notes = (*bundle.notes, *describe_choices(choices))
         return pipe
 
     @overload
@@ -119,6 +111,7 @@ class Pipeline:
         self._check(request)
         options = {} if request.eta is None else {"eta": request.eta}
         plan = sampling_plan(self.scheduler_config, sampler=request.sampler, schedule=request.schedule, options=options)
+        plan = replace(plan, schedule=self._family.schedules.get(plan.schedule, plan.schedule))
         levels = _levels(plan, request)
         run = Run(request, plan, levels, plan.parameterization(levels), self.bundle.manifest.numbers)
         return Generation(run, self._generate(run))
@@ -143,18 +136,28 @@ class Pipeline:
         with timings.span("text_encode"):
             conditioning = self._family.condition(request, self.components, timings)
         noise = stacked(request.noise_sources(), self._latent_shape(request))
-        step = yield from self._denoise(run, conditioning, noise)
-        latents = run.parameterization.latent(step.x, step.sigma_next)
+        latents = yield from self._denoise(run, conditioning, noise)
         images = None
         if request.output_type != "latent":
             with timings.span("vae_decode"), self.components["vae_decoder"].use() as decoder:
-                images = vae.decode(decoder, latents, run.numbers, timings)
+                images = pasted(vae.decode(decoder, latents, run.numbers, timings), request)
         return self._result(run, conditioning, latents, images)
 
-    def _denoise(self, run: Run, conditioning: Conditioning, noise: Noise) -> Generator[Step, None, Step]:
-        """The denoising loop. Returns the last step."""
+    def _denoise(self, run: Run, conditioning: Conditioning, noise: Noise) -> Generator[Step, None, Array]:
+        """The denoising loop. Returns the final latents."""
         request = run.request
-        start = TASKS[request.task](request, run.levels, run.parameterization, noise, self._encode(run))
+        given = Given(
+            request,
+            run.levels,
+            run.parameterization,
+            noise,
+            self._encode(run),
+            run.numbers.vae_factor,
+            self._extra_channels,
+        )
+        start = TASKS[request.task](given)
+        if start.channels is not None:
+            conditioning = conditioning.with_channels(start.channels)
         index = 0
         with self.components[self._family.denoiser].use() as component:
             with run.timings.span("wait_open"):
@@ -169,7 +172,7 @@ class Pipeline:
                         break
             except NonFinite as error:
                 raise error.at_step(index) from None
-        return step
+        return start.finish(run.parameterization.latent(step.x, step.sigma_next))
 
     def _encode(self, run: Run) -> Callable[[Array, Noise], Array]:
         def encode(images: Array, noise: Noise) -> Array:
@@ -180,10 +183,18 @@ class Pipeline:
 
     def _needed(self, request: Request) -> list[str]:
         """Components in the order of use."""
-        first = ["text_encoder", self._family.denoiser]
+        texts = [name for name in self.components if name.startswith("text_encoder")]
+        first = [*texts, self._family.denoiser]
         encoder = ["vae_encoder"] if request.image is not None else []
         decoder = ["vae_decoder"] if request.output_type != "latent" else []
         return first + encoder + decoder
+
+    @property
+    def _extra_channels(self) -> int:
+        """Input channels of the denoiser that are not the latents'."""
+        channels = self.bundle.manifest.components[self._family.denoiser].inputs["sample"].shape[1]
+        latent = self.bundle.manifest.numbers.latent_channels
+        return channels - latent if isinstance(channels, int) else 0
 
     def _latent_shape(self, request: Request) -> tuple[int, int, int, int]:
         numbers = self.bundle.manifest.numbers
@@ -193,10 +204,9 @@ class Pipeline:
     def _check(self, request: Request) -> None:
         """What only the bundle knows: tasks, components, sizes."""
         manifest = self.bundle.manifest
-        if request.task not in manifest.tasks:
-            raise BundleUnsupported(
-                f"{manifest.name} can't do {request.task}; it was exported for {', '.join(manifest.tasks)}"
-            )
+        tasks = possible(manifest, self._extra_channels)
+        if request.task not in tasks:
+            raise BundleUnsupported(f"{manifest.name} can't do {request.task}; it was exported for {', '.join(tasks)}")
         if request.latents is not None and request.latents.shape != self._latent_shape(request):
             raise InvalidRequest(
                 "latents", f"latents are {request.latents.shape}; this request needs {self._latent_shape(request)}"
@@ -218,7 +228,7 @@ class Pipeline:
             )
 
     def _result(self, run: Run, conditioning: Conditioning, latents: Array, images: Array | None) -> Result:
-        request = run.request
+        request, backend = run.request, self.components[self._family.denoiser]
         pixels = None if images is None else to_uint8(images)
         chosen: Any = latents
         if images is not None and pixels is not None:
@@ -227,34 +237,12 @@ class Pipeline:
             images=chosen,
             seeds=request.seeds,
             timings=run.timings,
-            configuration={name: _use(self.components[name]) for name in self._needed(request)},
-            parameters=tuple(self._parameters(run, index, seed) for index, seed in enumerate(request.seeds)),
+            configuration={name: ComponentUse.of(self.components[name]) for name in self._needed(request)},
+            parameters=describe(request, run.plan, len(run.levels.timesteps), self.bundle, backend.device),
             digital_source=DIGITAL_SOURCE[request.task],
             pixels=pixels,
             latents=latents,
             messages=conditioning.messages,
-        )
-
-    def _parameters(self, run: Run, index: int, seed: int) -> Parameters:
-        request, manifest = run.request, self.bundle.manifest
-        prompt = index // request.num_images_per_prompt
-        return Parameters(
-            prompt=request.prompt[prompt],
-            negative_prompt="" if request.negative_prompt is None else request.negative_prompt[prompt],
-            steps=len(run.levels.timesteps),
-            sampler=sampler_label(run.plan.sampler),
-            schedule=schedule_label(run.plan.schedule),
-            guidance_scale=request.guidance_scale,
-            seed=seed,
-            width=request.width,
-            height=request.height,
-            model=manifest.name,
-            model_hash=self.bundle.digest[:10],
-            clip_skip=request.clip_skip + 1,  # A1111 counts the layers from the end, Diffusers those left out
-            rng=RNG[request.rng if request.generators is None else request.generators[index].device],
-            version=f"pocketdiffusion {__version__}",
-            extra={**_unusual(request), "Backend": self.components[self._family.denoiser].device}
-            | {"Quantization": manifest.recipe},
         )
 
 
@@ -273,21 +261,3 @@ def _levels(plan: SamplingPlan, request: Request) -> Levels:
     if request.sigmas is not None or request.timesteps is not None:
         return plan.levels(sigmas=request.sigmas, timesteps=request.timesteps)
     return plan.levels(request.num_inference_steps)
-
-
-def _unusual(request: Request) -> dict[str, str]:
-    """Parameters beyond A1111's common ones that shaped the picture, where they are not at their defaults."""
-    found: dict[str, str] = {}
-    if request.image is not None:
-        found["Denoising strength"] = f"{request.strength:g}"
-    if request.eta is not None:
-        found["Eta"] = f"{request.eta:g}"
-    if request.guidance_rescale:
-        found["Guidance rescale"] = f"{request.guidance_rescale:g}"
-    if request.guidance_interval != (0.0, 1.0):
-        found["Guidance interval"] = "{:g}-{:g}".format(*request.guidance_interval)
-    return found
-
-
-def _use(component: Component) -> ComponentUse:
-    return ComponentUse(component.engine, component.device, component.precision, component.entry.weights)

@@ -23,6 +23,9 @@ MAX_SIDE = 4096
 MAX_STEPS = 1000
 OUTPUT_TYPES = ("pil", "np", "latent")
 LONG_PROMPT = ("chunk", "truncate")
+SIZE_IDS = ("original_size", "crops_coords_top_left", "target_size")
+STRENGTH = {"image-to-image": 0.8, "inpaint": 1.0}
+"""Task -> default of `strength`, as in Diffusers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +74,17 @@ class Request:
     image: Array | None = None
     """Starting picture for image-to-image, (1, height, width, 3) in [-1, 1]; scaled to the request's size. Without a
     width and height it is scaled to the model's native area, in its own proportions."""
-    strength: float = 0.8
-    """0 to 1: share of the steps that are run on a starting picture."""
+    mask_image: Array | None = None
+    """What to repaint of `image`: white; black is kept to the pixel. (1, height, width, 3) in [-1, 1], scaled like
+    `image`."""
+    strength: float | None = None
+    """0 to 1: share of the steps that are run on a starting picture; 0.8, or 1 with a mask."""
+    original_size: tuple[int, int] | None = None
+    """SDXL: (height, width) in pixels that a training picture with this content had before scaling; the request's."""
+    crops_coords_top_left: tuple[int, int] | None = None
+    """SDXL: (top, left) of the crop that a training picture went through; (0, 0) centres objects."""
+    target_size: tuple[int, int] | None = None
+    """SDXL: (height, width) that the picture should seem to be made for; the request's."""
     output_type: str = "pil"
 
     def __post_init__(self) -> None:
@@ -86,6 +98,10 @@ class Request:
         _between("clip_skip", self.clip_skip, 0, 12)
         _between("strength", self.strength, 0, 1)
         _between("eta", self.eta, 0, 10)
+        for name in SIZE_IDS:
+            _check_pair(name, getattr(self, name))
+        if self.mask_image is not None and self.image is None:
+            raise InvalidRequest("mask_image", "mask_image was given without image; give the picture to repaint too")
         _check_interval(self.guidance_interval)
         one_of("output_type", self.output_type, OUTPUT_TYPES)
         one_of("long_prompt", self.long_prompt, LONG_PROMPT)
@@ -100,7 +116,9 @@ class Request:
     @property
     def task(self) -> str:
         """The task follows from which fields are set."""
-        return "text-to-image" if self.image is None else "image-to-image"
+        if self.image is None:
+            return "text-to-image"
+        return "image-to-image" if self.mask_image is None else "inpaint"
 
     def noise_sources(self) -> tuple[Generator, ...]:
         """One source for each image; fresh ones unless generators were given, so that a request can be run again."""
@@ -115,7 +133,7 @@ class Request:
 
 
 def resolve(request: Request, numbers: Numbers) -> Request:
-    """The same request with every default of the model filled in, and its picture at the request's size."""
+    """The same request with every default of the model filled in, and its pictures at the request's size."""
     width, height = _size(request, numbers)
     steps, scale = request.num_inference_steps, request.guidance_scale
     return replace(
@@ -125,6 +143,8 @@ def resolve(request: Request, numbers: Numbers) -> Request:
         num_inference_steps=numbers.default_steps if steps is None else steps,
         guidance_scale=numbers.default_guidance if scale is None else scale,
         image=None if request.image is None else resize(request.image, width, height),
+        mask_image=None if request.mask_image is None else resize(request.mask_image, width, height),
+        strength=STRENGTH.get(request.task) if request.strength is None else request.strength,
     )
 
 
@@ -137,12 +157,13 @@ def make_request(
     generator: Any = None,
     rng: str = "cpu",
     image: Any = None,
+    mask_image: Any = None,
     **fields: Any,
 ) -> Request:
     """A `Request` from what callers have: one prompt or several, a seed or a generator (or one for each image).
 
-    Without either, a random 32-bit seed is taken; the result tells which. Image i of a batch uses seed + i. `image` is
-    what `image.from_image` takes, or float32 (1, height, width, 3) in [-1, 1].
+    Without either, a random 32-bit seed is taken; the result tells which. Image i of a batch uses seed + i. `image`
+    and `mask_image` are what `image.from_image` takes, or float32 (1, height, width, 3) in [-1, 1].
     """
     known = [field.name for field in dataclasses.fields(Request)]
     for name in fields:
@@ -163,6 +184,7 @@ def make_request(
         rng=rng,
         generators=None if generator is None else tuple(sources),
         image=None if image is None else _picture(image),
+        mask_image=None if mask_image is None else _picture(mask_image),
         **fields,
     )
 
@@ -216,6 +238,15 @@ def _check_prompts(prompts: tuple[str, ...], negatives: tuple[str, ...] | None) 
             "negative_prompt",
             f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one for each",
         )
+
+
+def _check_pair(name: str, pair: Any) -> None:
+    if pair is None:
+        return
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InvalidRequest(name, f"{name} is {pair!r}; give two whole numbers of pixels, the vertical one first")
+    for value in pair:
+        _between(name, value, 0, 4 * MAX_SIDE)
 
 
 def _check_interval(interval: tuple[float, float]) -> None:

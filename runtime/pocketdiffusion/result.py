@@ -1,4 +1,4 @@
-"""What a generation gives back."""
+"""What a generation gives back, and how it is described."""
 
 from __future__ import annotations
 
@@ -8,9 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from pocketdiffusion import image
+from pocketdiffusion._version import __version__
+from pocketdiffusion.bundle import Bundle
+from pocketdiffusion.component import Component
 from pocketdiffusion.image.metadata import Parameters
+from pocketdiffusion.request import Request
+from pocketdiffusion.sampling.names import sampler_label, schedule_label
+from pocketdiffusion.sampling.scheduler import SamplingPlan
 from pocketdiffusion.tensors import AnyArray, Array
 from pocketdiffusion.timing import Timings
+
+DIGITAL_SOURCE = {
+    "text-to-image": "trainedAlgorithmicMedia",
+    "image-to-image": "compositeWithTrainedAlgorithmicMedia",
+    "inpaint": "compositeWithTrainedAlgorithmicMedia",
+}
+"""IPTC NewsCodes: what a saved picture says about its origin."""
+
+RNG = {"cpu": "CPU", "cuda": "NV"}
+"""A1111's words for whose noise was reproduced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +41,11 @@ class ComponentUse:
     """Arithmetic really used."""
     weights: str
     """How the weights are stored."""
+
+    @classmethod
+    def of(cls, component: Component) -> ComponentUse:
+        """The use of a component that has run."""
+        return cls(component.engine, component.device, component.precision, component.entry.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +74,45 @@ class Result:
     def save(self, pattern: str | Path, *, with_prompt: bool = True, quality: int = 95) -> list[Path]:
         """Write the images as PNG, JPEG or WebP by the pattern's suffix; see `image.output_path` for its fields."""
         return image.save_all(self, str(pattern), with_prompt=with_prompt, quality=quality)
+
+
+def describe(request: Request, plan: SamplingPlan, steps: int, bundle: Bundle, backend: str) -> tuple[Parameters, ...]:
+    """What saved files say about each image of a resolved request; `backend` is where the denoiser ran."""
+    return tuple(_parameters(index, request, plan, steps, bundle, backend) for index in range(request.batch))
+
+
+def _parameters(
+    index: int, request: Request, plan: SamplingPlan, steps: int, bundle: Bundle, backend: str
+) -> Parameters:
+    prompt = index // request.num_images_per_prompt
+    return Parameters(
+        prompt=request.prompt[prompt],
+        negative_prompt="" if request.negative_prompt is None else request.negative_prompt[prompt],
+        steps=steps,
+        sampler=sampler_label(plan.sampler),
+        schedule=schedule_label(plan.schedule),
+        guidance_scale=request.guidance_scale,
+        seed=request.seeds[index],
+        width=request.width,
+        height=request.height,
+        model=bundle.manifest.name,
+        model_hash=bundle.digest[:10],
+        clip_skip=request.clip_skip + 1,  # A1111 counts the layers from the end, Diffusers those left out
+        rng=RNG[request.rng if request.generators is None else request.generators[index].device],
+        version=f"pocketdiffusion {__version__}",
+        extra={**_unusual(request), "Backend": backend, "Quantization": bundle.manifest.recipe},
+    )
+
+
+def _unusual(request: Request) -> dict[str, str]:
+    """Parameters beyond A1111's common ones that shaped the picture, where they are not at their defaults."""
+    found: dict[str, str] = {}
+    if request.image is not None:
+        found["Denoising strength"] = f"{request.strength:g}"
+    if request.eta is not None:
+        found["Eta"] = f"{request.eta:g}"
+    if request.guidance_rescale:
+        found["Guidance rescale"] = f"{request.guidance_rescale:g}"
+    if request.guidance_interval != (0.0, 1.0):
+        found["Guidance interval"] = "{:g}-{:g}".format(*request.guidance_interval)
+    return found

@@ -14,6 +14,7 @@ from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.components import choose_devices, open_components
 from pocketdiffusion.errors import BackendError, BundleUnsupported, NonFinite
+from pocketdiffusion.golden import golden_inputs
 from pocketdiffusion.image import from_image, to_uint8
 from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.tensors import AnyArray
@@ -53,6 +54,11 @@ def psnr_db(reference: AnyArray, found: AnyArray) -> float:
 
 def verify(bundle: Bundle, device: str, options: SessionOptions) -> Iterator[Check]:
     """All checks of a bundle on one device. Raises BundleUnsupported when it carries nothing to check against."""
+    if not bundle.hashed:
+        raise BundleUnsupported(
+            f"{bundle.manifest.name} comes from another exporter: its files are sound in structure, but it holds no "
+            "hashes and no golden tensors to check against; `pocketdiffusion export` makes a bundle that does"
+        )
     if bundle.manifest.golden is None:
         raise BundleUnsupported(
             f"{bundle.manifest.name} carries no golden tensors; export it again to be able to verify it"
@@ -81,12 +87,17 @@ def _components(pipe: Pipeline, device: str) -> Iterator[Check]:
 
 
 def _picture(pipe: Pipeline, device: str) -> Iterator[Check]:
-    golden = pipe.bundle.manifest.golden_image
+    manifest = pipe.bundle.manifest
+    golden = manifest.golden_image
     if golden is None:
         return
     try:
         result = pipe.stream(
-            golden.prompt, seed=golden.seed, num_inference_steps=golden.steps, guidance_scale=golden.guidance
+            golden.prompt,
+            seed=golden.seed,
+            num_inference_steps=golden.steps,
+            guidance_scale=golden.guidance,
+            **golden_inputs(manifest.tasks, manifest.numbers.width, manifest.numbers.height),
         ).result
     except (BackendError, NonFinite) as error:
         yield Check("image", device, None, golden.min_psnr_db, str(error))

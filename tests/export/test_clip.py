@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnxruntime")
 
 from pocketdiffusion_export import verify  # noqa: E402
-from pocketdiffusion_export.families.sd import _text_encoder  # noqa: E402
+from pocketdiffusion_export.families.clip import text_encoder  # noqa: E402
 from pocketdiffusion_export.targets.onnx import TARGET  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -35,7 +35,7 @@ def test_the_graph_equals_transformers(end: int, layers: int, activation: str, t
     )
     model = transformers.CLIPTextModel(config).eval()
     graph = tmp_path / "text_encoder.onnx"
-    TARGET.save(TARGET.trace(_text_encoder(model)), graph)
+    TARGET.save(TARGET.trace(text_encoder(model)), graph)
     ids = np.array([[48, 5, 6, 7, 49, 49, 49, 49], [48, 49, 49, 49, 49, 49, 49, 49], [48, 9, 8, 7, 6, 5, 4, 49]])
     found = verify.open_session(graph, "onnxruntime").run({"input_ids": ids})
     with torch.inference_mode():

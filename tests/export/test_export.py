@@ -15,7 +15,7 @@ pytest.importorskip("openvino")
 
 from pocketdiffusion.bundle import parse_manifest  # noqa: E402
 from pocketdiffusion_export.errors import ExportError  # noqa: E402
-from pocketdiffusion_export.export import Summary, export  # noqa: E402
+from pocketdiffusion_export.export import Made, export  # noqa: E402
 from pocketdiffusion_export.plan import make_plan  # noqa: E402
 from pocketdiffusion_export.write import assembled  # noqa: E402
 
@@ -24,8 +24,9 @@ pytestmark = pytest.mark.torch
 COMPONENTS = {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
 
 
-def run(source: Path, destination: Path, preset: Path, recipe: str) -> Summary:
-    return export(make_plan(source, destination, recipe=recipe, preset=preset), lambda line: None)
+def run(source: Path, destination: Path, preset: Path, recipe: str) -> Made:
+    (made,) = export(make_plan(source, destination, recipe=recipe, preset=preset), lambda line: None).bundles
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +35,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fp32(tiny: Path, preset: Path, folder: Path) -> Summary:
+def fp32(tiny: Path, preset: Path, folder: Path) -> Made:
     return run(tiny, folder / "fp32", preset, "fp32")
 
 
 @pytest.fixture(scope="module")
-def int8(tiny: Path, preset: Path, folder: Path) -> Summary:
+def int8(tiny: Path, preset: Path, folder: Path) -> Made:
     return run(tiny, folder / "int8", preset, "int8")
 
 
-def size(summary: Summary) -> int:
-    return sum(entry.size for entry in summary.manifest.files if entry.path.endswith(".onnx"))
+def size(made: Made) -> int:
+    return sum(entry.size for entry in made.manifest.files if entry.path.endswith(".onnx"))
 
 
-def test_fp32_equals_its_source(fp32: Summary) -> None:
+def test_fp32_equals_its_source(fp32: Made) -> None:
     assert {(item.component, item.engine) for item in fp32.measured} == {
         (name, engine) for name in COMPONENTS for engine in ("onnxruntime", "openvino")
     }
@@ -56,13 +57,13 @@ def test_fp32_equals_its_source(fp32: Summary) -> None:
     assert fp32.manifest.golden_image.psnr_db >= 50
 
 
-def test_int8_is_smaller_and_near_its_source(fp32: Summary, int8: Summary) -> None:
+def test_int8_is_smaller_and_near_its_source(fp32: Made, int8: Made) -> None:
     assert size(int8) < 0.5 * size(fp32)
     assert 25 <= min(item.sqnr_db for item in int8.measured) < 60
     assert {entry.weights for entry in int8.manifest.components.values()} == {"int8"}
 
 
-def test_manifest_is_what_the_runtime_reads(fp32: Summary, folder: Path) -> None:
+def test_manifest_is_what_the_runtime_reads(fp32: Made, folder: Path) -> None:
     manifest = parse_manifest((folder / "fp32/manifest.json").read_bytes())
     assert manifest == fp32.manifest
     assert set(manifest.components) == COMPONENTS
@@ -80,7 +81,7 @@ def test_manifest_is_what_the_runtime_reads(fp32: Summary, folder: Path) -> None
     assert (folder / "fp32/tokenizer/tokenizer.json").is_file()  # the source has vocab.json and merges.txt only
 
 
-def test_names_and_free_axes(fp32: Summary) -> None:
+def test_names_and_free_axes(fp32: Made) -> None:
     components = fp32.manifest.components
     assert list(components["text_encoder"].outputs) == [
         "last_hidden_state",
@@ -100,7 +101,7 @@ def test_names_and_free_axes(fp32: Summary) -> None:
     assert components["vae_encoder"].outputs["latent_parameters"].shape[1] == 8
 
 
-def test_golden_tensors_are_the_sources(folder: Path, fp32: Summary, tiny: Path) -> None:
+def test_golden_tensors_are_the_sources(folder: Path, fp32: Made, tiny: Path) -> None:
     from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
 
@@ -112,7 +113,7 @@ def test_golden_tensors_are_the_sources(folder: Path, fp32: Summary, tiny: Path)
 
 
 def test_the_same_export_gives_the_same_bytes(
-    tiny: Path, preset: Path, folder: Path, tmp_path: Path, int8: Summary
+    tiny: Path, preset: Path, folder: Path, tmp_path: Path, int8: Made
 ) -> None:
     run(tiny, tmp_path / "again", preset, "int8")
     first, second = folder / "int8", tmp_path / "again"
@@ -121,13 +122,13 @@ def test_the_same_export_gives_the_same_bytes(
     assert [name for name in names if (first / name).read_bytes() != (second / name).read_bytes()] == []
 
 
-def test_no_path_of_this_machine_is_inside(folder: Path, tiny: Path, fp32: Summary) -> None:
+def test_no_path_of_this_machine_is_inside(folder: Path, tiny: Path, fp32: Made) -> None:
     words = [str(tiny).encode(), str(folder).encode(), b"site-packages", b"_name_or_path"]
     files = [file for file in (folder / "fp32").rglob("*") if file.is_file()]
     assert [(file.name, word) for file in files for word in words if word in file.read_bytes()] == []
 
 
-def test_the_graphs_are_clean(folder: Path, fp32: Summary) -> None:
+def test_the_graphs_are_clean(folder: Path, fp32: Made) -> None:
     import onnx
 
     for name in COMPONENTS:
@@ -141,7 +142,7 @@ def test_the_graphs_are_clean(folder: Path, fp32: Summary) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # optimum and what it imports
-def test_optimum_opens_the_bundle(folder: Path, fp32: Summary) -> None:
+def test_optimum_opens_the_bundle(folder: Path, fp32: Made) -> None:
     optimum = pytest.importorskip("optimum.onnxruntime")
     from PIL import Image
 
@@ -156,7 +157,9 @@ def test_optimum_opens_the_bundle(folder: Path, fp32: Summary) -> None:
     assert np.square(image - expected).mean() < 255**2 * 10**-5  # 50 dB
 
 
-@pytest.mark.parametrize("stage", ["loading", "exporting unet", "verifying vae_decoder", "generating the golden"])
+@pytest.mark.parametrize(
+    "stage", ["loading", "exporting unet", "verifying vae_decoder", "generating the golden image with the exported"]
+)
 def test_an_error_at_any_stage_leaves_the_old_bundle(stage: str, tiny: Path, preset: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir()
@@ -171,6 +174,20 @@ def test_an_error_at_any_stage_leaves_the_old_bundle(stage: str, tiny: Path, pre
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
     assert [file.name for file in bundle.iterdir()] == ["manifest.json"]
     assert (bundle / "manifest.json").read_text(encoding="utf-8") == "old"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+def test_a_full_disk_is_one_line(tiny: Path, preset: Path, tmp_path: Path) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(ExportError, match=r"writing .* failed: File too large; nothing was replaced"):
+            run(tiny, tmp_path / "bundle", preset, "fp32")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_export_leaves_no_bundle_and_the_next_one_cleans_up(tiny: Path, preset: Path, tmp_path: Path) -> None:
@@ -204,13 +221,13 @@ def test_a_figure_under_its_threshold_stops_the_export(
     assert list(tmp_path.iterdir()) == []
     lines: list[str] = []
     plan = make_plan(tiny, tmp_path / "bundle", recipe="int8", preset=preset, accept_error=True)
-    manifest = export(plan, lines.append).manifest
+    manifest = export(plan, lines.append).bundles[0].manifest
     assert any(line.startswith("accepted: unet reaches") for line in lines)
     for entry in manifest.components.values():
         assert entry.sqnr_db is not None and entry.min_sqnr_db is not None and entry.min_sqnr_db < entry.sqnr_db
 
 
-def test_quantization_is_recorded(folder: Path, int8: Summary) -> None:
+def test_quantization_is_recorded(folder: Path, int8: Made) -> None:
     report = json.loads((folder / "int8/quantization.json").read_text(encoding="utf-8"))
     assert set(report) == COMPONENTS
     assert min(min(item["quantized"].values()) for item in report.values()) >= 32

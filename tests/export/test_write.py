@@ -74,6 +74,29 @@ def test_only_bundles_are_replaced(kind: str, tmp_path: Path) -> None:
     assert place.exists() and not list(tmp_path.glob(".precious*"))
 
 
+def test_a_failure_leaves_no_folder_that_was_made_on_the_way(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), assembled(tmp_path / "deep/deeper/bundle"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_where_nothing_can_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("words", encoding="utf-8")
+    message = "can't write beside .*; choose another destination"
+    with pytest.raises(ExportError, match=message), assembled(tmp_path / "file/bundle"):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions, which root does not have")
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_place_without_permission_is_one_line(mode: int, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=mode)
+    with pytest.raises(ExportError, match="can't write beside"), assembled(tmp_path / "locked/bundle"):
+        pass
+    (tmp_path / "locked").chmod(0o700)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL and process ids")
 def test_killed_at_any_moment_a_bundle_is_whole_or_absent(tmp_path: Path) -> None:
     bundle, chance = tmp_path / "bundle", random.Random(0)

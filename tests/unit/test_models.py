@@ -71,7 +71,7 @@ def test_unknown_names_list_what_is_there(places: Path, name: str) -> None:
             ["model_index.json", "unet/w.safetensors"],
             "a Diffusers folder of safetensors weights; run `pocketdiffusion export",
         ),
-        (["model_index.json", "unet/model.onnx"], "a Diffusers folder of ONNX graphs from another exporter"),
+        (["model_index.json", "transformer/model.onnx"], "a Diffusers folder of ONNX graphs from another exporter"),
         (["v1.ckpt"], "never read"),
         (["notes.txt"], "no model that is known"),
     ],

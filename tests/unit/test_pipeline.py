@@ -243,3 +243,8 @@ def test_a_task_that_was_not_exported_is_refused(pipe: Pipeline) -> None:
 def test_clip_skip_that_the_bundle_lacks_lists_what_it_has(pipe: Pipeline) -> None:
     with pytest.raises(BundleUnsupported, match="offers clip_skip 0, 1"):
         pipe("a cat", clip_skip=2)
+
+
+def test_what_only_other_families_take_is_refused(pipe: Pipeline) -> None:
+    with pytest.raises(InvalidRequest, match="only SDXL models take it"):
+        pipe("a cat", seed=0, target_size=(64, 64))

@@ -89,3 +89,17 @@ def test_numbers_are_checked(steps: object) -> None:
 def test_prompts_are_texts(prompt: list[str]) -> None:
     with pytest.raises(InvalidRequest, match="prompt"):
         make_request(prompt, seed=0)
+
+
+def test_strength_follows_the_task_as_in_diffusers() -> None:
+    picture = np.zeros((1, 32, 64, 3), np.float32)
+    assert resolve(make_request("a", seed=0), NUMBERS).strength is None
+    assert resolve(make_request("a", seed=0, image=picture), NUMBERS).strength == 0.8
+    assert resolve(make_request("a", seed=0, image=picture, mask_image=picture), NUMBERS).strength == 1.0
+    assert resolve(make_request("a", seed=0, image=picture, strength=0.3), NUMBERS).strength == 0.3
+
+
+@pytest.mark.parametrize("size", [5, (1, 2, 3), (64, "64"), (-1, 64)])
+def test_size_ids_are_pairs_of_pixels(size: object) -> None:
+    with pytest.raises(InvalidRequest, match="original_size"):
+        make_request("a", seed=0, original_size=size)

@@ -6,7 +6,15 @@ the class named in its `model_index.json`.
 
 from __future__ import annotations
 
-FAMILIES = {"sd": "pocketdiffusion_export.families.sd:FAMILY"}
+FAMILIES = {
+    "sd": "pocketdiffusion_export.families.sd:FAMILY",
+    "sdxl": "pocketdiffusion_export.families.sdxl:FAMILY",
+}
 
-PIPELINES = {"StableDiffusionPipeline": "sd"}
+PIPELINES = {
+    "StableDiffusionPipeline": "sd",
+    "StableDiffusionInpaintPipeline": "sd",
+    "LatentConsistencyModelPipeline": "sd",
+    "StableDiffusionXLPipeline": "sdxl",
+}
 """Diffusers pipeline class -> family."""

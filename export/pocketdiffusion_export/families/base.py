@@ -18,7 +18,10 @@ class Family(Protocol):
     """One kind of model. `pipe` is the Diffusers pipeline that `source.py` loaded."""
 
     name: str
-    tasks: tuple[str, ...]
+
+    def tasks(self, pipe: Any) -> tuple[str, ...]:
+        """What the bundle can do: keys of `pocketdiffusion.tasks.TASKS`."""
+        ...
 
     def components(self, pipe: Any) -> tuple[ComponentSpec, ...]:
         """The graphs to export."""

@@ -1,80 +1,105 @@
-"""SD 1.x and 2.x: one CLIP text encoder, a UNet with cross-attention, an AutoencoderKL.
+"""SD 1.x and 2.x, LCM, inpainting: one CLIP text encoder, a UNet with cross-attention, an AutoencoderKL.
 
-Limits: UNets with 4 latent channels in, without class, added or guidance embeddings; text encoders that take no
-attention mask.
+Limit: UNets whose input is the latents alone, or with a mask and the latents of a masked picture after them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from pocketdiffusion.bundle.manifest import Numbers
+from pocketdiffusion.golden import golden_inputs
 from pocketdiffusion.tensors import AnyArray
-from pocketdiffusion_export.component import Call, ComponentSpec, Feeds
+from pocketdiffusion_export.component import ComponentSpec, Feeds
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.families.base import Samples
-from pocketdiffusion_export.forms import attend, plain_attention
+from pocketdiffusion_export.families.clip import text_encoder
+from pocketdiffusion_export.families.parts import (
+    other_shape,
+    unet,
+    unet_feeds,
+    unet_inputs,
+    vae_decoder,
+    vae_encoder,
+    vae_factor,
+)
 from pocketdiffusion_export.plan import ExportPlan, GoldenPlan
 
-MAX_CLIP_SKIP = 4
+SAMPLING_WORK = 2.9e13
+"""UNet weights times latent cells, summed over the steps that make samples: 8 steps of SD 1.5 at 512x512."""
+MIN_SAMPLING_STEPS = 4
+"""Of one prompt, so that samples come from all noise levels."""
 
-
-def clip_skips(model: Any) -> range:
-    """Numbers of last layers that the text encoder can leave out: 1 to 4, or fewer in a shallow one."""
-    return range(1, min(MAX_CLIP_SKIP, model.config.num_hidden_layers - 1) + 1)
+Rgb = tuple[tuple[float, float, float], ...]
 
 
 class StableDiffusion:
-    """The family; see `base.Family`."""
+    """The family; see `base.Family`. Related families override what differs."""
 
     name = "sd"
-    tasks: tuple[str, ...] = ("text-to-image", "image-to-image")
+    tokenizers: Mapping[str, str] = {"text_encoder": "tokenizer"}
+    """Text encoder -> its tokenizer."""
 
     def components(self, pipe: Any) -> tuple[ComponentSpec, ...]:
-        """text_encoder, unet, vae_decoder and vae_encoder, with optimum's names of inputs and outputs."""
-        _check_unet(pipe.unet.config)
-        return _text_encoder(pipe.text_encoder), _unet(pipe), _vae_decoder(pipe.vae), _vae_encoder(pipe.vae)
+        """Text encoders, unet, vae_decoder and vae_encoder, with optimum's names of inputs and outputs."""
+        self.check(pipe)
+        return *self.text_encoders(pipe), unet(pipe), vae_decoder(pipe.vae), vae_encoder(pipe.vae)
+
+    def check(self, pipe: Any) -> None:
+        """Raise ExportError for what this family does not cover."""
+        config = pipe.unet.config
+        extra, plain = config.in_channels - config.out_channels, not _repaints(pipe)
+        if extra != (0 if plain else pipe.vae.config.latent_channels + 1):
+            raise ExportError(
+                f"a {type(pipe).__name__} with a UNet of {config.in_channels} input channels can't be exported; known: "
+                "4 in a text-to-image pipeline, whose bundle can also repaint, and 9 in an inpainting pipeline"
+            )
+
+    def tasks(self, pipe: Any) -> tuple[str, ...]:
+        """What the bundle can do."""
+        return ("inpaint",) if _repaints(pipe) else ("text-to-image", "image-to-image", "inpaint")
+
+    def text_encoders(self, pipe: Any) -> tuple[ComponentSpec, ...]:
+        """Their graphs."""
+        return (text_encoder(pipe.text_encoder),)
+
+    def defaults(self, pipe: Any) -> tuple[int, float]:
+        """Steps and guidance: Diffusers' guidance, and those of its LCM pipeline for UNets that take the scale."""
+        return (25, 7.5) if pipe.unet.config.time_cond_proj_dim is None else (4, 8.5)
 
     def samples(self, pipe: Any, prompts: Sequence[str], plan: ExportPlan) -> Samples:
-        """Generate every prompt with Diffusers and keep what went into each component.
+        """Generate prompts with Diffusers and keep what went into each component; fewer and shorter for large models.
 
         The last sample of each has another batch, size and length, so that axes fixed by tracing are found.
         """
-        unet: list[Feeds] = []
+        names, numbers = unet_inputs(pipe.unet.config), self._numbers(pipe, plan)
+        denoiser: list[Feeds] = []
+        decoder: list[Feeds] = []
 
         def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            values = (args[0], args[1].float(), kwargs["encoder_hidden_states"])
-            names = ("sample", "timestep", "encoder_hidden_states")
-            unet.append({name: value.numpy().copy() for name, value in zip(names, values, strict=True)})
+            denoiser.append(unet_feeds(args, kwargs, names))
 
-        numbers = _numbers(pipe, plan)
-        decoder: list[Feeds] = []
         hook = pipe.unet.register_forward_pre_hook(keep, with_kwargs=True)
+        generated, steps = _sampling(pipe, prompts, numbers)
         try:
-            for seed, prompt in enumerate(prompts):
-                golden = GoldenPlan(prompt, seed)
-                latents = _generate(pipe, golden, numbers, "latent") / numbers.latent_scale + numbers.latent_shift
-                decoder.append({"latent_sample": latents.numpy()})
+            for seed, prompt in enumerate(generated):
+                scaled = self.generate(pipe, GoldenPlan(prompt, seed, steps), numbers, "latent")
+                decoder.append({"latent_sample": (scaled / numbers.latent_scale + numbers.latent_shift).numpy()})
         finally:
             hook.remove()
-        decoder.append({"latent_sample": _other_shape(decoder[-1]["latent_sample"])})
-        last = unet[-1]
-        context = last["encoder_hidden_states"]
-        unet.append(
-            last
-            | {"sample": _other_shape(last["sample"])}
-            | {"encoder_hidden_states": np.tile(np.concatenate([context, context], 1)[:1], (3, 1, 1))}
-        )
+        denoiser.append(other_shape(denoiser[-1]))
+        decoder.append(other_shape(decoder[-1]))
         with torch.inference_mode():
             images = [pipe.vae.decode(torch.from_numpy(feeds["latent_sample"])).sample.numpy() for feeds in decoder]
-        ids = [_ids(pipe, prompt) for prompt in ("", *prompts)]
         return {
-            "text_encoder": [*({"input_ids": one} for one in ids), {"input_ids": np.concatenate(ids[:3])}],
-            "unet": unet,
+            **{name: _ids(getattr(pipe, tokenizer), prompts) for name, tokenizer in self.tokenizers.items()},
+            "unet": denoiser,
             "vae_decoder": decoder,
             "vae_encoder": [{"sample": image.clip(-1, 1)} for image in images],
         }
@@ -82,71 +107,79 @@ class StableDiffusion:
     def numbers(self, pipe: Any, samples: Samples, plan: ExportPlan) -> Numbers:
         """From the source's configs and the plan; the preview's colours are fitted to the decoder."""
         pairs = zip(samples["vae_decoder"], samples["vae_encoder"], strict=True)
-        bare = _numbers(pipe, plan)
-        return _numbers(pipe, plan, _fit_rgb([(d["latent_sample"], e["sample"]) for d, e in pairs], bare))
+        bare = self._numbers(pipe, plan)
+        return self._numbers(pipe, plan, _fit_rgb([(d["latent_sample"], e["sample"]) for d, e in pairs], bare))
 
     def reference_image(self, pipe: Any, golden: GoldenPlan, numbers: Numbers) -> AnyArray:
         """The golden image from Diffusers."""
-        return _to_uint8(_generate(pipe, golden, numbers, "np")[0])
+        image = np.round(self.generate(pipe, golden, numbers, "np")[0].clip(0, 1) * 255).astype(np.uint8)
+        given = golden_inputs(self.tasks(pipe), numbers.width, numbers.height)
+        if "mask_image" in given:  # the runtime keeps the pixels that Diffusers decodes again
+            image = np.where(given["mask_image"][..., np.newaxis] > 0, image, given["image"])
+        found: AnyArray = image
+        return found
+
+    def generate(self, pipe: Any, golden: GoldenPlan, numbers: Numbers, output: str) -> Any:
+        """Diffusers' own generation: a tensor of latents, or float32 pictures in [0, 1]."""
+        given = golden_inputs(self.tasks(pipe), numbers.width, numbers.height)
+        return pipe(
+            golden.prompt,
+            width=numbers.width,
+            height=numbers.height,
+            num_inference_steps=numbers.default_steps if golden.steps is None else golden.steps,
+            guidance_scale=numbers.default_guidance if golden.guidance is None else golden.guidance,
+            generator=torch.Generator("cpu").manual_seed(golden.seed),
+            output_type=output,
+            **{name: Image.fromarray(pixels) for name, pixels in given.items()},
+        ).images
+
+    def _numbers(self, pipe: Any, plan: ExportPlan, rgb: Rgb | None = None) -> Numbers:
+        vae, given, factor = pipe.vae.config, plan.numbers, vae_factor(pipe.vae)
+        native = pipe.unet.config.sample_size * factor
+        steps, guidance = self.defaults(pipe)
+        return Numbers(
+            width=native if given.width is None else given.width,
+            height=native if given.height is None else given.height,
+            latent_channels=vae.latent_channels,
+            latent_scale=vae.scaling_factor,
+            latent_shift=vae.shift_factor or 0.0,
+            vae_factor=factor,
+            size_multiple=factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1),
+            text_length=pipe.tokenizer.model_max_length,
+            default_steps=steps if given.default_steps is None else given.default_steps,
+            default_guidance=guidance if given.default_guidance is None else float(given.default_guidance),
+            latent_rgb=rgb,
+        )
 
 
 FAMILY = StableDiffusion()
 
 
-def _generate(pipe: Any, golden: GoldenPlan, numbers: Numbers, output: str) -> Any:
-    steps, guidance = _settings(golden, numbers)
-    generator = torch.Generator("cpu").manual_seed(golden.seed)
-    return pipe(
-        golden.prompt,
-        width=numbers.width,
-        height=numbers.height,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=generator,
-        output_type=output,
-    ).images
+def _repaints(pipe: Any) -> bool:
+    """Whether Diffusers' pipeline is one for inpainting."""
+    return "mask_image" in inspect.signature(pipe.__call__).parameters
 
 
-def _other_shape(images: AnyArray) -> AnyArray:
-    """Three images of half the width for one or two."""
-    return np.concatenate([images[:1, :, :, : images.shape[3] // 2]] * 3)
+def _sampling(pipe: Any, prompts: Sequence[str], numbers: Numbers) -> tuple[Sequence[str], int]:
+    """The prompts to generate and the steps of each: as many as `SAMPLING_WORK` allows, at least one short run."""
+    weights = sum(tensor.numel() for tensor in pipe.unet.parameters())
+    cells = numbers.width * numbers.height // numbers.vae_factor**2
+    steps, allowed = numbers.default_steps, int(SAMPLING_WORK / (weights * cells))
+    if allowed >= steps:
+        return prompts[: allowed // steps], steps
+    return prompts[:1], min(steps, max(MIN_SAMPLING_STEPS, allowed))
 
 
-def _settings(golden: GoldenPlan, numbers: Numbers) -> tuple[int, float]:
-    steps = numbers.default_steps if golden.steps is None else golden.steps
-    return steps, numbers.default_guidance if golden.guidance is None else golden.guidance
+def _ids(tokenizer: Any, prompts: Sequence[str]) -> list[Feeds]:
+    """Every prompt and the empty one, and three in one batch."""
+    length = tokenizer.model_max_length
+    texts = ["", *prompts]
+    ids = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="np").input_ids
+    rows = [row[np.newaxis].astype(np.int64) for row in ids]
+    return [*({"input_ids": row} for row in rows), {"input_ids": np.concatenate(rows[:3])}]
 
 
-def _to_uint8(image: AnyArray) -> AnyArray:
-    return np.round(image.clip(0, 1) * 255).astype(np.uint8)
-
-
-def _ids(pipe: Any, text: str) -> AnyArray:
-    length = pipe.tokenizer.model_max_length
-    ids = pipe.tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids
-    return np.array([ids], np.int64)
-
-
-def _numbers(pipe: Any, plan: ExportPlan, rgb: tuple[tuple[float, float, float], ...] | None = None) -> Numbers:
-    vae, given = pipe.vae.config, plan.numbers
-    factor = 2 ** (len(vae.block_out_channels) - 1)
-    native = pipe.unet.config.sample_size * factor
-    return Numbers(
-        width=native if given.width is None else given.width,
-        height=native if given.height is None else given.height,
-        latent_channels=vae.latent_channels,
-        latent_scale=vae.scaling_factor,
-        latent_shift=vae.shift_factor or 0.0,
-        vae_factor=factor,
-        size_multiple=factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1),
-        text_length=pipe.tokenizer.model_max_length,
-        default_steps=25 if given.default_steps is None else given.default_steps,
-        default_guidance=7.5 if given.default_guidance is None else float(given.default_guidance),
-        latent_rgb=rgb,
-    )
-
-
-def _fit_rgb(pairs: Sequence[tuple[AnyArray, AnyArray]], numbers: Numbers) -> tuple[tuple[float, float, float], ...]:
+def _fit_rgb(pairs: Sequence[tuple[AnyArray, AnyArray]], numbers: Numbers) -> Rgb:
     """Least squares from latent cells to the mean colour of their pixels; a last row for the offset."""
     cells, colours = [], []
     for latents, image in pairs:
@@ -159,140 +192,3 @@ def _fit_rgb(pairs: Sequence[tuple[AnyArray, AnyArray]], numbers: Numbers) -> tu
     matrix = np.concatenate([matrix, np.ones((len(matrix), 1))], 1)
     solution = np.linalg.lstsq(matrix, np.concatenate(colours).astype(np.float64), rcond=None)[0]
     return tuple((round(r, 5), round(g, 5), round(b, 5)) for r, g, b in solution.tolist())
-
-
-def _check_unet(config: Any) -> None:
-    if config.in_channels != config.out_channels:
-        raise ExportError(f"a UNet with {config.in_channels} input channels can't be exported yet; known: plain ones")
-    for name in (
-        "class_embed_type",
-        "addition_embed_type",
-        "time_cond_proj_dim",
-        "num_class_embeds",
-        "encoder_hid_dim",
-    ):
-        if getattr(config, name, None) is not None:
-            raise ExportError(f"a UNet with '{name}' ({getattr(config, name)}) can't be exported yet")
-
-
-def _config(model: Any) -> dict[str, Any]:
-    config = model.config.to_dict() if hasattr(model.config, "to_dict") else dict(model.config)
-    return {key: value for key, value in sorted(config.items()) if key != "_name_or_path"}
-
-
-def _text_encoder(model: Any) -> ComponentSpec:
-    skips = clip_skips(model)
-    outputs = ("last_hidden_state", "pooler_output", *(f"clip_skip_{skip}" for skip in skips))
-
-    def reference(ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        out = model(ids, output_hidden_states=True)
-        norm = model.text_model.final_layer_norm
-        skipped = [norm(out.hidden_states[-(skip + 1)]) for skip in skips]
-        return out.last_hidden_state, out.pooler_output, *skipped
-
-    states = {0: "batch", 1: "length"}
-    ids = torch.full((2, model.config.max_position_embeddings), model.config.eos_token_id, dtype=torch.int64)
-    return ComponentSpec(
-        name="text_encoder",
-        module=Call(model, lambda ids: _encode_text(model, ids)),
-        reference=reference,
-        inputs=("input_ids",),
-        outputs=outputs,
-        axes={"input_ids": states, **{name: states for name in outputs}, "pooler_output": {0: "batch"}},
-        example=(ids,),
-        config=_config(model),
-    )
-
-
-def _encode_text(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """CLIP's text transformer in the exported form, from the source's own layers."""
-    text, length = model.text_model, model.config.max_position_embeddings
-    causal = torch.full((1, 1, length, length), torch.finfo(torch.float32).min).triu(1)
-    mask = causal[:, :, : ids.shape[1], : ids.shape[1]]
-    states = [text.embeddings(input_ids=ids)]
-    for layer in text.encoder.layers:
-        own, x = layer.self_attn, layer.layer_norm1(states[-1])
-        attended = attend(own.q_proj(x) * own.scale, own.k_proj(x), own.v_proj(x), own.num_heads, mask)
-        x = states[-1] + own.out_proj(attended)
-        states.append(x + layer.mlp(layer.layer_norm2(x)))
-    last = text.final_layer_norm(states[-1])
-    skipped = [text.final_layer_norm(states[-(skip + 1)]) for skip in clip_skips(model)]
-    return last, _pool(model.config.eos_token_id, last, ids), *skipped
-
-
-def _pool(end: int, last: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """The state at the first end token. Configs of old SD models say 2 by mistake: there the largest id ends."""
-    found = ids if end == 2 else (ids == end)
-    first = found.to(torch.int32).argmax(-1)
-    pooled: torch.Tensor = last.gather(1, first[:, None, None].expand(-1, 1, last.shape[2]))[:, 0]
-    return pooled
-
-
-def _unet(pipe: Any) -> ComponentSpec:
-    unet, size = pipe.unet, pipe.unet.config.sample_size
-    image = {0: "batch", 2: "height", 3: "width"}
-    context = torch.zeros(2, pipe.text_encoder.config.max_position_embeddings, unet.config.cross_attention_dim)
-    return _image_model(
-        "unet",
-        unet,
-        lambda *inputs: unet(*inputs, return_dict=False)[0],
-        inputs=("sample", "timestep", "encoder_hidden_states"),
-        output="out_sample",
-        axes={"sample": image, "encoder_hidden_states": {0: "batch", 1: "length"}, "out_sample": image},
-        example=(torch.zeros(2, unet.config.in_channels, size, size), torch.tensor(500.0), context),
-    )
-
-
-def _vae_decoder(vae: Any) -> ComponentSpec:
-    return _image_model(
-        "vae_decoder",
-        vae,
-        lambda latents: vae.decode(latents, return_dict=False)[0],
-        inputs=("latent_sample",),
-        output="sample",
-        axes={
-            "latent_sample": {0: "batch", 2: "height_latent", 3: "width_latent"},
-            "sample": {0: "batch", 2: "height", 3: "width"},
-        },
-        example=(torch.zeros(2, vae.config.latent_channels, 16, 16),),
-    )
-
-
-def _vae_encoder(vae: Any) -> ComponentSpec:
-    side = 16 * 2 ** (len(vae.config.block_out_channels) - 1)
-    return _image_model(
-        "vae_encoder",
-        vae,
-        lambda images: vae.encode(images).latent_dist.parameters,
-        inputs=("sample",),
-        output="latent_parameters",
-        axes={
-            "sample": {0: "batch", 2: "height", 3: "width"},
-            "latent_parameters": {0: "batch", 2: "height_latent", 3: "width_latent"},
-        },
-        example=(torch.zeros(2, vae.config.in_channels, side, side),),
-    )
-
-
-def _image_model(
-    name: str,
-    model: Any,
-    function: Callable[..., torch.Tensor],
-    *,
-    inputs: tuple[str, ...],
-    output: str,
-    axes: Mapping[str, Mapping[int, str]],
-    example: tuple[torch.Tensor, ...],
-) -> ComponentSpec:
-    """A Diffusers model with one output, which runs as it is and is traced with plain attention."""
-    return ComponentSpec(
-        name=name,
-        module=Call(model, function),
-        reference=lambda *tensors: (function(*tensors),),
-        inputs=inputs,
-        outputs=(output,),
-        axes=axes,
-        example=example,
-        config=_config(model),
-        form=lambda: plain_attention(model),
-    )

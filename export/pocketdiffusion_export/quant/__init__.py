@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-QUANTIZERS = {"weight_only": "pocketdiffusion_export.quant.weight_only:quantize"}
+QUANTIZERS = {
+    "half": "pocketdiffusion_export.quant.half:quantize",
+    "int4": "pocketdiffusion_export.quant.int4:quantize",
+    "w8a8": "pocketdiffusion_export.quant.w8a8:quantize",
+    "weight_only": "pocketdiffusion_export.quant.weight_only:quantize",
+}
 """Method -> function (onnx.ModelProto, Recipe, inputs to calibrate with) -> QuantReport; it changes the model."""
 
 
@@ -17,7 +22,7 @@ class Recipe:
 
     name: str
     weights: str
-    """Storage of the weights, as the manifest says it: "float32", "int8"."""
+    """Storage of the weights, as the manifest says it: "float32", "float16", "int8", "int4"."""
     min_sqnr_db: float
     """Least signal to noise ratio of every component against torch float32."""
     min_psnr_db: float
@@ -27,7 +32,13 @@ class Recipe:
     min_elements: int = 0
     """Weights with fewer elements stay float."""
     min_weight_sqnr_db: float = 0.0
-    """Weights that come back with less than this stay float."""
+    """Weights that come back with less than this as int8 stay float."""
+    group: int = 0
+    """Inputs that share one scale of an int4 weight; 0 where there are none."""
+    min_int4_sqnr_db: float = 0.0
+    """Weights that come back with less than this as int4 become int8."""
+    target_sqnr_db: float = 0.0
+    """Layers keep float activations, worst first, until quantizing the others leaves each component this much."""
 
 
 RECIPES = {
@@ -42,6 +53,28 @@ RECIPES = {
             method="weight_only",
             min_elements=1024,
             min_weight_sqnr_db=32.0,
+        ),
+        Recipe("fp16", weights="float16", min_sqnr_db=50.0, min_psnr_db=40.0, method="half", min_elements=1024),
+        Recipe(
+            "int4",
+            weights="int4",
+            min_sqnr_db=20.0,
+            min_psnr_db=15.0,
+            method="int4",
+            min_elements=1024,
+            min_weight_sqnr_db=32.0,
+            group=32,
+            min_int4_sqnr_db=15.0,
+        ),
+        Recipe(
+            "w8a8",
+            weights="int8",
+            min_sqnr_db=22.0,
+            min_psnr_db=15.0,
+            method="w8a8",
+            min_elements=1024,
+            min_weight_sqnr_db=32.0,
+            target_sqnr_db=28.0,
         ),
     )
 }

@@ -1,9 +1,13 @@
 """Graph formats that components are written in.
 
-A target is an object with ``trace(spec)``, which gives one component as a float32 model of the format,
-``save(model, file)``, ``describe(model)``, which gives its inputs and outputs, and the names ``format`` and ``graph``.
+Every target starts from the cleaned (and quantized) ONNX model of a component, so that a source is traced once however
+many are asked for. A target is an object with ``save(model, file)``, ``describe(model)``, which gives the inputs and
+outputs, and the names ``format`` and ``graph``.
 """
 
 from __future__ import annotations
 
-TARGETS = {"onnx": "pocketdiffusion_export.targets.onnx:TARGET"}
+TARGETS = {
+    "onnx": "pocketdiffusion_export.targets.onnx:TARGET",
+    "openvino": "pocketdiffusion_export.targets.openvino:TARGET",
+}

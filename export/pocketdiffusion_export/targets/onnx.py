@@ -2,7 +2,8 @@
 
 Opset 17, because every engine of the last years opens it. Group norm stays Reshape-InstanceNormalization-Reshape:
 opset 21's GroupNormalization was slower on the embedded UNet (onnxruntime 14.5 ms for 12.7, OpenVINO 16.1 for 15.1).
-Limit: weights of one component up to 2 GiB, since they are stored inside the .onnx file.
+Tracing leaves weights out of the graph, and those of large components are written beside it (`model.onnx_data`), which
+lifts ONNX's limit of 2 GiB and lets engines map them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ import numpy as np
 import onnx
 import torch
 
-from pocketdiffusion.tensors import TensorSpec
+from pocketdiffusion.tensors import AnyArray, TensorSpec
 from pocketdiffusion_export.component import ComponentSpec
-from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.targets.onnx_clean import clean
 
 OPSET = 17
-MAX_BYTES = 2 << 30
+EXTERNAL_BYTES = 100 << 20
+"""Weights that together are larger lie in a file of their own."""
+INLINE_BYTES = 1024
+"""Tensors that are smaller stay in the graph in any case: engines want to see constants such as shapes."""
+PAGE = 4096
+"""Alignment of tensors in the weights' file, for mapping."""
 
 
 class OnnxTarget:
@@ -32,32 +37,37 @@ class OnnxTarget:
     graph = "model.onnx"
     """File name inside a component's folder."""
 
-    def trace(self, spec: ComponentSpec) -> onnx.ModelProto:
-        """The component as a cleaned float32 ONNX model. Raises ExportError when it is too large or can't be traced."""
-        size = sum(tensor.numel() * tensor.element_size() for tensor in spec.module.parameters())
-        if size > MAX_BYTES:
-            raise ExportError(f"{spec.name} holds {size >> 20} MiB of weights; one ONNX file holds at most 2048 MiB")
-        buffer = io.BytesIO()
+    def trace(self, spec: ComponentSpec, *, release: bool = False) -> onnx.ModelProto:
+        """The component as a cleaned float32 ONNX model.
+
+        `release` takes each weight away from the source module once it is copied, so that both never fill the memory
+        together; the module can't run afterwards.
+        """
+        buffer, module = io.BytesIO(), spec.module.eval()
         with warnings.catch_warnings(), spec.form(), torch.inference_mode():
             warnings.simplefilter("ignore")  # tracer remarks on shape checks that free axes make constant
             torch.onnx.export(
-                spec.module.eval(),
+                module,
                 spec.example,
                 buffer,
                 dynamo=False,
                 opset_version=OPSET,
+                export_params=False,
+                do_constant_folding=False,  # needs the weights in the graph; cleaning does the same
                 input_names=list(spec.inputs),
                 output_names=list(spec.outputs),
                 dynamic_axes={name: dict(axes) for name, axes in spec.axes.items()},
             )
-        model = clean(onnx.load_from_string(buffer.getvalue()))
-        _name_outputs(model, spec)
-        return model
+        traced = onnx.load_from_string(buffer.getvalue())
+        _name_outputs(traced, spec)
+        return clean(traced, _weights(module, {value.name for value in traced.graph.input}, release))
 
     def save(self, model: onnx.ModelProto, file: Path) -> None:
-        """Check the model and write it; the same model gives the same bytes."""
-        onnx.checker.check_model(model)
+        """Write the model and check it; the same model gives the same bytes."""
+        if sum(tensor.ByteSize() for tensor in model.graph.initializer) > EXTERNAL_BYTES:
+            model = _with_external_data(model, file.with_name(f"{file.name}_data"))
         file.write_bytes(model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(file)
 
     def describe(self, model: onnx.ModelProto) -> tuple[Mapping[str, TensorSpec], Mapping[str, TensorSpec]]:
         """Inputs and outputs by name."""
@@ -75,6 +85,38 @@ def _name_outputs(model: onnx.ModelProto, spec: ComponentSpec) -> None:
         free = spec.axes.get(value.name, {})
         shape = [free.get(axis, length) for axis, length in enumerate(tensor.shape)]
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
+
+
+def _weights(module: torch.nn.Module, names: set[str], release: bool) -> dict[str, AnyArray]:
+    """Parameters and buffers as arrays without a copy; with `release` the arrays are all that keeps them."""
+    tensors = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items() if name in names}
+    if release:
+        for name in arrays:
+            tensors[name].data = torch.empty(0)
+    return arrays
+
+
+def _with_external_data(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
+    """The model with its large tensors written to `file`; the one given stays as it is."""
+    tensors = []
+    with file.open("wb") as stream:
+        for tensor in model.graph.initializer:
+            if tensor.ByteSize() < INLINE_BYTES or not tensor.HasField("raw_data"):
+                tensors.append(tensor)
+                continue
+            stream.write(bytes(-stream.tell() % PAGE))
+            place = {"location": file.name, "offset": stream.tell(), "length": stream.write(tensor.raw_data)}
+            outside = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            outside.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in place.items():
+                outside.external_data.add(key=key, value=str(value))
+            tensors.append(outside)
+    old = model.graph
+    graph = onnx.helper.make_graph(list(old.node), old.name, list(old.input), list(old.output), tensors)
+    return onnx.helper.make_model(
+        graph, opset_imports=list(model.opset_import), producer_name=model.producer_name, ir_version=model.ir_version
+    )
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -3,11 +3,13 @@
 Passes, repeated until nothing changes: constants become initializers, nodes of constants are computed, identities and
 repeated nodes (same operator, inputs and attributes) go, equal initializers are stored once, dead nodes go. Names,
 documentation and metadata from tracing are replaced, so that the same model gives the same bytes.
+
+Weights stay arrays outside of the graph until the end, since a protobuf neither shares nor frees memory: they are held
+once, as views of their source, and copied one after another into the result.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -21,16 +23,26 @@ from pocketdiffusion_export.errors import ExportError
 MAX_FOLDED_GROWTH = 1 << 16
 """Bytes by which a computed constant may be larger than what it is computed from."""
 
+SHARED_PROBES = 16
+"""Values by which arrays of one shape are told apart before they are compared as a whole."""
+
 Constants = dict[str, AnyArray]
 
 
-def clean(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A cleaned copy. Raises ExportError for graphs with branches or loops, which no known component has."""
+def clean(model: onnx.ModelProto, weights: Constants | None = None) -> onnx.ModelProto:
+    """A cleaned copy. `weights` are inputs of the graph that become initializers.
+
+    They are taken over: the dict is empty afterwards, and each array is let go once it is copied. Raises ExportError
+    for graphs with branches or loops, which no known component has.
+    """
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
     for node in nodes:
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
             raise ExportError(f"the traced graph holds control flow ({node.op_type}), which is not exported")
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    if weights is not None:
+        constants |= weights
+        weights.clear()
     opset = model.opset_import[0].version
     outputs = [value.name for value in model.graph.output]
     before = -1
@@ -80,13 +92,21 @@ def _evaluate(node: onnx.NodeProto, feeds: Constants, opset: int) -> AnyArray:
 
 
 def _share_constants(nodes: list[onnx.NodeProto], constants: Constants) -> None:
-    first: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+    alike: dict[tuple[str, tuple[int, ...], bytes], list[str]] = {}
     rename: dict[str, str] = {}
-    for name in sorted(constants):
+    for name in sorted({name for node in nodes for name in node.input if name in constants}):
         array = constants[name]
-        key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
-        rename[name] = first.setdefault(key, name)
+        probes = array.flat[:: max(1, array.size // SHARED_PROBES)].tobytes()
+        candidates = alike.setdefault((array.dtype.str, array.shape, probes), [])
+        same = [other for other in candidates if _same_bits(array, constants[other])]
+        candidates += [] if same else [name]
+        rename[name] = same[0] if same else name
     _rename_inputs(nodes, rename.get)
+
+
+def _same_bits(one: AnyArray, other: AnyArray) -> bool:
+    """Equal to the sign of zero and with NaN equal to itself, unlike `==`."""
+    return one is other or one.tobytes() == other.tobytes()
 
 
 def _merge(nodes: list[onnx.NodeProto], outputs: list[str]) -> list[onnx.NodeProto]:
@@ -137,12 +157,23 @@ def _rebuild(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: Con
     for node in nodes:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
-    tensors = [numpy_helper.from_array(np.asarray(constants[name], order="C"), names[name]) for name in used]
-    graph = onnx.helper.make_graph(nodes, "graph", list(model.graph.input), list(model.graph.output), tensors)
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    graph = onnx.helper.make_graph(nodes, "graph", inputs, list(model.graph.output))
     for value in (*graph.input, *graph.output):
         value.doc_string = ""
     imports = [onnx.helper.make_opsetid("", opset)]
-    return onnx.helper.make_model(graph, opset_imports=imports, producer_name="pocketdiffusion", ir_version=8)
+    made = onnx.helper.make_model(graph, opset_imports=imports, producer_name="pocketdiffusion", ir_version=8)
+    for name in set(constants).difference(used):
+        del constants[name]
+    for name in used:
+        _add_initializer(made.graph, names[name], constants.pop(name))
+    return made
+
+
+def _add_initializer(graph: onnx.GraphProto, name: str, array: AnyArray) -> None:
+    """In place, because adding a finished tensor would copy it."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    graph.initializer.add(name=name, data_type=kind, dims=array.shape).raw_data = array.tobytes()
 
 
 def _constant_name(name: str, index: int, array: AnyArray) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 from pocketdiffusion import _telemetry
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.session import EngineSession, Execute, label, reason, require_device
+from pocketdiffusion.bundle.openvino_xml import port_name
 from pocketdiffusion.errors import BackendUnavailable, DeviceNotAttached, GraphFailed
 from pocketdiffusion.tensors import AnyArray, TensorSpec
 
@@ -176,11 +177,11 @@ def _precision(graph: Path, device: str, options: SessionOptions, compiled: Any,
 
 
 def _name(graph: Path, port: Any) -> str:
-    """The port's name; of several the one that a person wrote: converters add numbers and paths."""
-    names = sorted(port.get_names(), key=lambda name: (name.isdigit(), len(name), name))
+    """The port's name, the same that `openvino_xml` reads from the file."""
+    names = [str(name) for name in port.get_names()]
     if not names:
         raise GraphFailed(f"{label(graph)}: an input or output has no name; export the graph with names")
-    return str(names[0])
+    return port_name(names)
 
 
 def _spec(port: Any) -> TensorSpec:

@@ -19,15 +19,13 @@ from typing import Any
 from pocketdiffusion.bundle.integrity import open_file
 from pocketdiffusion.bundle.manifest import ComponentEntry, Manifest
 from pocketdiffusion.bundle.onnx_wire import read_graph
+from pocketdiffusion.bundle.openvino_xml import read_ir, weights_name
 from pocketdiffusion.bundle.paths import path_problem
 from pocketdiffusion.bundle.strict_json import load_json, short
 from pocketdiffusion.errors import BundleCorrupt, BundleUnsafe
 
 Data = bytes | mmap.mmap
 
-MAX_XML_BYTES = 64 << 20
-MAX_XML_ELEMENTS = 1_000_000
-MAX_XML_DEPTH = 64
 MAX_HEADER = 16 << 20
 """Bytes of a safetensors header."""
 
@@ -43,7 +41,7 @@ def check_content(root: Path, manifest: Manifest) -> None:
     graphs = {component.graph: component for component in manifest.components.values()}
     raw: set[str] = set()
     for path in sorted(sizes, key=lambda path: not (path.endswith(_STRUCTURED) or path in graphs)):
-        with _contents(root, path) as data:
+        with contents(root, path) as data:
             _refuse_pickle(data, path, raw=path in raw)
             if path.endswith(".onnx") or (path in graphs and graphs[path].format == "onnx"):
                 raw |= _check_onnx(data, path, sizes, manifest.components)
@@ -52,11 +50,12 @@ def check_content(root: Path, manifest: Manifest) -> None:
             elif path.endswith(".safetensors"):
                 _check_safetensors(data, path)
             elif path.endswith(".json"):
-                load_json(data[:], path)
+                load_json(data[:], path, config=True)
 
 
 @contextmanager
-def _contents(root: Path, path: str) -> Iterator[Data]:
+def contents(root: Path, path: str) -> Iterator[Data]:
+    """A file's bytes, mapped. Raises BundleCorrupt, BundleUnsafe."""
     with open_file(root, path) as stream:
         if stream.seek(0, 2) == 0:
             yield b""
@@ -109,51 +108,13 @@ def _check_range(graph: str, file: str, offset: int, length: int, sizes: Mapping
 
 def _check_openvino(data: Data, path: str, sizes: Mapping[str, int]) -> set[str]:
     """Returns the files that hold its weights."""
-    from xml.parsers import expat
-
-    if len(data) > MAX_XML_BYTES:
-        raise BundleCorrupt(path, f"{len(data)} bytes of XML, at most {MAX_XML_BYTES} are read")
-    text = data[:]
-    if b"\0" in text or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
-        raise BundleUnsafe(path, "XML with a document type or entities, or not in UTF-8")
-    constants: list[tuple[int, int]] = []
-    depth = elements = 0
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal depth, elements
-        depth, elements = depth + 1, elements + 1
-        if depth > MAX_XML_DEPTH or elements > MAX_XML_ELEMENTS:
-            raise BundleCorrupt(path, f"XML of more than {MAX_XML_DEPTH} levels or {MAX_XML_ELEMENTS} elements")
-        if name == "data" and ("offset" in attributes and "size" in attributes):
-            constants.append((_whole(attributes["offset"], path), _whole(attributes["size"], path)))
-
-    def end(_: str) -> None:
-        nonlocal depth
-        depth -= 1
-
-    def declaration(_version: str, encoding: str | None, _standalone: int) -> None:
-        if encoding is not None and encoding.lower() not in ("utf-8", "us-ascii"):
-            raise BundleUnsafe(path, f"XML in the encoding {short(encoding)}, allowed: utf-8")
-
-    parser = expat.ParserCreate()
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.XmlDeclHandler = declaration
-    try:
-        parser.Parse(text, True)
-    except expat.ExpatError as error:
-        raise BundleCorrupt(path, f"not valid XML: {error}") from None
+    constants = read_ir(data, path).constants
     if not any(size for _, size in constants):
         return set()
-    weights = _beside(path, posixpath.basename(path).removesuffix(".xml") + ".bin", sizes)
+    weights = _beside(path, weights_name(path), sizes)
     for offset, size in constants:
         _check_range(path, weights, offset, size, sizes)
     return {weights}
-
-
-def _whole(text: str, path: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 19):
-        raise BundleCorrupt(path, f"offset or size {short(text)}")
-    return int(text)
 
 
 def _check_safetensors(data: Data, path: str) -> None:

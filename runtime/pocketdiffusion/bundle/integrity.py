@@ -51,6 +51,22 @@ def open_file(root: Path, relative: str) -> FileIO:
     return stream
 
 
+def read_file(root: Path, relative: str, limit: int) -> bytes:
+    """The bytes of a small file. Raises BundleCorrupt (also when it is larger than `limit`), BundleUnsafe."""
+    with open_file(root, relative) as stream:
+        if os.fstat(stream.fileno()).st_size > limit:
+            raise BundleCorrupt(relative, f"larger than {limit} bytes")
+        try:
+            return stream.readall()
+        except OSError as error:
+            raise BundleCorrupt(relative, f"can't be read: {error.strerror}") from None
+
+
+def file_size(root: Path, relative: str) -> int:
+    """Bytes of a regular file inside the bundle. Raises BundleCorrupt, BundleUnsafe."""
+    return _marks(resolve_inside(root, relative), relative)[0]
+
+
 def marks(root: Path, files: Iterable[FileEntry]) -> Marks:
     """The marks of all files, after comparing their sizes. Raises BundleCorrupt, BundleUnsafe."""
     found = {}

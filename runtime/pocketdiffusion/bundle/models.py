@@ -1,4 +1,4 @@
-"""Where bundles are found: inside the wheel, in a source checkout, in the user's models folder, or at a path."""
+"""Where bundles are found: in the wheel, a source checkout, the user's models folder, the hub's cache, or at a path."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pocketdiffusion.bundle.foreign import is_foreign
+from pocketdiffusion.bundle.foreign.hub import find_repository, is_repository, snapshot
 from pocketdiffusion.bundle.manifest_json import MANIFEST
 from pocketdiffusion.bundle.paths import models_dir, path_problem
 from pocketdiffusion.bundle.strict_json import short
@@ -26,20 +28,23 @@ class InstalledModel:
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
-    """The folder of a bundle, by path or by name. Nothing in it is checked beyond that it has a manifest.
+    """The folder of a bundle, by path or by name. Nothing in it is checked beyond that it looks like a model.
 
-    What exists, or holds a separator, is a path. Raises BundleNotFound, BundleUnsupported.
+    What exists, or holds a separator, is a path; "owner/name" that is no path is looked up in the Hugging Face cache.
+    Raises BundleNotFound, BundleUnsupported.
     """
     text = os.fspath(name_or_path)
     if not text or "\0" in text:
         raise BundleNotFound(f"{short(text)} is neither a name nor a path")
     separators = [mark for mark in ("/", os.sep, os.altsep) if mark]
+    if isinstance(name_or_path, str) and is_repository(text) and not os.path.exists(text):
+        return require_model(find_repository(text))
     if isinstance(name_or_path, Path) or any(mark in text for mark in separators) or os.path.exists(text):
-        return require_manifest(Path(text))
+        return require_model(Path(text))
     for _, root, below in _places():
         folder = root / text / below
         if path_problem(text) is None and folder.is_dir():
-            return require_manifest(folder)
+            return require_model(folder)
     known = ", ".join(model.name for model in installed()) or "none"
     looked = ", ".join(str(root) for _, root, _ in _places())
     raise BundleNotFound(f"no model {short(text)}; installed: {known}; looked in {looked}; or give a folder's path")
@@ -50,19 +55,23 @@ def installed() -> list[InstalledModel]:
     found: dict[str, InstalledModel] = {}
     for kind, root, below in _places():
         for folder in _folders(root):
-            if (folder / below / MANIFEST).is_file():
+            if (folder / below / MANIFEST).is_file() or is_foreign(folder / below):
                 found.setdefault(folder.name, InstalledModel(folder.name, folder / below, kind))
     return [found[name] for name in sorted(found)]
 
 
-def require_manifest(folder: Path) -> Path:
-    """`folder`, if it holds a manifest. Raises BundleNotFound, BundleUnsupported saying what it looks like."""
+def require_model(folder: Path) -> Path:
+    """`folder`, if it holds a manifest or another exporter's graphs; of a folder of a hub's cache the snapshot in it.
+
+    Raises BundleNotFound, BundleUnsupported saying what it looks like.
+    """
     try:
         if not folder.exists():
             raise BundleNotFound(f"no folder {folder}; `pocketdiffusion models` lists what is installed")
         if not folder.is_dir():
             raise BundleUnsupported(f"{folder} is a file; a bundle is a folder with {MANIFEST}")
-        if os.path.lexists(folder / MANIFEST):
+        folder = snapshot(folder)
+        if os.path.lexists(folder / MANIFEST) or is_foreign(folder):
             return folder
         kind = _describe(folder)
     except OSError as error:

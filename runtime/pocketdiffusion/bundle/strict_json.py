@@ -22,15 +22,24 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def load_json(data: bytes, file: str | Path, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> Any:
-    """The value of a JSON text. `file` is named in errors. Raises BundleCorrupt."""
+def load_json(
+    data: bytes, file: str | Path, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, config: bool = False
+) -> Any:
+    """The value of a JSON text. `file` is named in errors. Raises BundleCorrupt.
+
+    `config` also takes what Diffusers and transformers write: Infinity, -Infinity and integers of up to 40 characters.
+    """
     if len(data) > max_bytes:
         raise BundleCorrupt(file, f"{len(data)} bytes of JSON, at most {max_bytes} are read")
     _check_depth(data, file, max_depth)
     try:
         text = data.decode("utf-8")
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_constant, parse_int=_integer, parse_float=_finite
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_infinity if config else _constant,
+            parse_int=_long_integer if config else _integer,
+            parse_float=_finite,
         )
         if _SURROGATE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -70,10 +79,18 @@ def _constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a number in JSON")
 
 
-def _integer(text: str) -> int:
-    if len(text) > 20:
+def _infinity(text: str) -> float:
+    return _constant(text) if text == "NaN" else float(text)
+
+
+def _integer(text: str, longest: int = 20) -> int:
+    if len(text) > longest:
         raise ValueError(f"integer of {len(text)} digits")
     return int(text)
+
+
+def _long_integer(text: str) -> int:
+    return _integer(text, 40)
 
 
 def _finite(text: str) -> float:

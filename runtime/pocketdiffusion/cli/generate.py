@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="{model}-{seed}.png",
         help=".png, .jpg or .webp; fields {seed} {index} {width} {height} {steps} {model} (default: %(default)s)",
     )
+    parser.add_argument("--variant", help="which graphs of another exporter's folder, e.g. fp16 for model_fp16.onnx")
     _picture_options(parser)
     _sampling_options(parser)
     _machine_options(parser)
@@ -43,7 +44,8 @@ def _picture_options(parser: argparse.ArgumentParser) -> None:
         "--rng", choices=("cpu", "cuda"), default="cpu", help="whose torch noise to reproduce (default: cpu)"
     )
     group.add_argument("--image", metavar="FILE", help="start from this picture (image-to-image)")
-    group.add_argument("--strength", type=float, default=0.8, help="how far to leave --image, 0 to 1 (default: 0.8)")
+    group.add_argument("--mask", metavar="FILE", help="repaint only what is white in this picture (inpaint)")
+    group.add_argument("--strength", type=float, help="how far to leave --image, 0 to 1 (default: 0.8; with --mask 1)")
     group.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: 95)")
     group.add_argument("--no-prompt-in-file", action="store_true", help="save the AI mark but not the parameters")
 
@@ -100,7 +102,12 @@ def run(args: argparse.Namespace) -> int:
     check_pattern(args.output)  # before minutes of work, not after
     fields = _fields(args)
     pipe = Pipeline.from_pretrained(
-        args.model, device=args.device, threads=args.threads, precision=args.precision, residency=args.residency
+        args.model,
+        device=args.device,
+        threads=args.threads,
+        precision=args.precision,
+        residency=args.residency,
+        variant=args.variant,
     )
     generation = pipe.stream(" ".join(args.prompt), **fields)
     with Progress("generating", quiet=args.quiet) as progress:
@@ -134,6 +141,7 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "weighting": not args.plain_prompt,
         "long_prompt": args.long_prompt,
         "image": None if args.image is None else Path(args.image),
+        "mask_image": None if args.mask is None else Path(args.mask),
         "strength": args.strength,
     }
 

@@ -16,6 +16,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("subject", help="bundle name or folder, or a picture file")
+    parser.add_argument("--variant", help="which graphs of another exporter's folder, e.g. fp16 for model_fp16.onnx")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """Describe the bundle (after checking its files) or the picture."""
     if Path(args.subject).suffix.lower() in PICTURES:
         return _picture(Path(args.subject), as_json=args.json)
-    return _bundle(args.subject, as_json=args.json)
+    return _bundle(args.subject, args.variant, as_json=args.json)
 
 
 def _picture(path: Path, *, as_json: bool) -> int:
@@ -40,11 +41,11 @@ def _picture(path: Path, *, as_json: bool) -> int:
     return 0
 
 
-def _bundle(subject: str, *, as_json: bool) -> int:
+def _bundle(subject: str, variant: str | None, *, as_json: bool) -> int:
     from pocketdiffusion.bundle import Bundle
     from pocketdiffusion.bundle.models import find_bundle
 
-    bundle = Bundle.open(find_bundle(subject))
+    bundle = Bundle.open(find_bundle(subject), variant=variant)
     manifest = bundle.manifest
     if as_json:
         print(json.dumps({"path": str(bundle.path), "digest": bundle.digest, **asdict(manifest)}, indent=2))
@@ -64,6 +65,7 @@ def _bundle(subject: str, *, as_json: bool) -> int:
         ("defaults", f"{numbers.default_steps} steps, guidance {numbers.default_guidance:g}"),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
     ]
+    facts += [("note", note) for note in bundle.notes]
     print(table(("", ""), facts).lstrip())
     rows = [
         (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Protocol
 
@@ -16,12 +16,13 @@ from pocketdiffusion.timing import Timings
 
 FAMILIES = {
     "sd": "pocketdiffusion.families.sd:StableDiffusion",
+    "sdxl": "pocketdiffusion.families.sdxl:StableDiffusionXL",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """Denoiser inputs by name, one row for each image."""
+    """Denoiser inputs by name, one row for each image. "sample" holds channels that follow those of the latents."""
 
     positive: Mapping[str, Array]
     negative: Mapping[str, Array] | None
@@ -29,12 +30,20 @@ class Conditioning:
     messages: tuple[str, ...] = ()
     """What the user should know, e.g. which part of a prompt was cut."""
 
+    def with_channels(self, channels: Array) -> Conditioning:
+        """The same with further channels of the denoiser's input, equal for both passes."""
+        extra = {"sample": channels}
+        negative = None if self.negative is None else {**self.negative, **extra}
+        return replace(self, positive={**self.positive, **extra}, negative=negative)
+
 
 class Family(Protocol):
     """Conditioning of one kind of model."""
 
     denoiser: str
     """Name of the component that the loop runs: "unet" or "transformer"."""
+    schedules: Mapping[str, str]
+    """Schedules that have a table of this family's own: general name -> name in SCHEDULES."""
 
     def condition(self, request: Request, components: Mapping[str, Component], timings: Timings) -> Conditioning:
         """Run what precedes the loop (text encoders, size ids ...) for a resolved request."""

@@ -9,10 +9,12 @@ import numpy as np
 
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.component import Component
+from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.families import Conditioning
+from pocketdiffusion.families.guidance import scale_input, takes_scale
 from pocketdiffusion.prompt import encode_prompts
 from pocketdiffusion.prompt.tokenizer import ClipTokenizer
-from pocketdiffusion.request import Request
+from pocketdiffusion.request import SIZE_IDS, Request
 from pocketdiffusion.tensors import AnyArray, Array
 from pocketdiffusion.timing import Timings
 
@@ -21,6 +23,7 @@ class StableDiffusion:
     """Conditioning by the hidden states of one text encoder."""
 
     denoiser = "unet"
+    schedules: Mapping[str, str] = {}
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -32,7 +35,13 @@ class StableDiffusion:
 
     def condition(self, request: Request, components: Mapping[str, Component], timings: Timings) -> Conditioning:
         """Text encoder states, (images, tokens, width) float32, for the prompts and, with guidance, the negatives."""
-        encoder = components["text_encoder"]
+        for name in SIZE_IDS:
+            if getattr(request, name) is not None:
+                raise InvalidRequest(
+                    name, f"{name} was given; only SDXL models take it, {self._bundle.manifest.name} is none"
+                )
+        encoder, denoiser = components["text_encoder"], components[self.denoiser]
+        scale = scale_input(request, denoiser)
 
         def run(ids: AnyArray) -> Mapping[str, AnyArray]:
             return encoder.run({"input_ids": ids}, timings)
@@ -43,13 +52,13 @@ class StableDiffusion:
                 self.tokenizer,
                 run,
                 request.prompt,
-                negatives if request.guided else None,
+                negatives if request.guided and not takes_scale(denoiser) else None,
                 clip_skip=request.clip_skip,
                 weighting=request.weighting,
                 long_prompt=request.long_prompt,
             )
         negative = None if encoded.negative is None else _inputs(encoded.negative, request)
-        return Conditioning(_inputs(encoded.positive, request), negative, tuple(encoded.messages))
+        return Conditioning(_inputs(encoded.positive, request) | scale, negative, tuple(encoded.messages))
 
 
 def _inputs(states: Array, request: Request) -> dict[str, Array]:

@@ -9,7 +9,8 @@ from ``tokenizer_config.json`` and ``special_tokens_map.json``. The `tokenizers`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,8 @@ class ClipTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without start and end, of any number. Lone surrogates count as U+FFFD."""
-        return list(self._tokenizer.encode(_without_surrogates(text), add_special_tokens=False).ids)
+        with _library("tokenizer", "fails on a text"):
+            return list(self._tokenizer.encode(_without_surrogates(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that ids stand for, lower-cased and with one space after each word: for messages."""
@@ -87,6 +89,17 @@ class ClipTokenizer:
 
         tokens = [self._tokenizer.id_to_token(token) or "" for token in ids]
         return str(ByteLevel().decode(tokens)).replace(_WORD_END, " ").strip()
+
+
+@contextmanager
+def _library(file: Path | str, problem: str) -> Iterator[None]:
+    """What the tokenizers library raises as BundleCorrupt: it has no class of its own, and its panics no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise BundleCorrupt(file, f"{problem}: {' '.join(str(error).split())}") from error
 
 
 def _without_surrogates(text: str) -> str:
@@ -101,10 +114,8 @@ def _vocabulary(folder: Path, unknown: str) -> Tokenizer:
     serialized = folder / "tokenizer.json"
     if not serialized.is_file():
         return _from_merges(folder, unknown)
-    try:
+    with _library(serialized, "not a tokenizer"):
         tokenizer = Tokenizer.from_file(str(serialized))
-    except Exception as error:  # the library raises no narrower class
-        raise BundleCorrupt(serialized, f"not a tokenizer: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -117,10 +128,8 @@ def _from_merges(folder: Path, unknown: str) -> Tokenizer:
     for file in (vocab, merges):
         if not file.is_file():
             raise BundleCorrupt(file, "missing; a tokenizer needs tokenizer.json, or vocab.json and merges.txt")
-    try:
+    with _library(vocab, "not a vocabulary that fits merges.txt"):
         model = models.BPE.from_file(str(vocab), str(merges), unk_token=unknown, end_of_word_suffix=_WORD_END)
-    except Exception as error:  # the library raises no narrower class
-        raise BundleCorrupt(vocab, f"not a vocabulary that fits merges.txt: {error}") from error
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -183,7 +192,7 @@ def _read_object(file: Path) -> dict[str, Any]:
     """A JSON object; {} when there is no such file."""
     if not file.is_file():
         return {}
-    value = load_json(file.read_bytes(), file)
+    value = load_json(file.read_bytes(), file, config=True)
     if not isinstance(value, dict):
         raise BundleCorrupt(file, f"holds a JSON {type(value).__name__}, not an object")
     return value

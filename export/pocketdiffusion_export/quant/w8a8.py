@@ -1,0 +1,152 @@
+"""Weights int8 per output channel, activations uint8 per tensor with ranges measured on samples.
+
+One file is meant to be fast on both engines; `layers.py` says what is quantized and why. Which layers keep float
+activations is decided by measured error: all are tried first, and if a component then misses the recipe's target, the
+layers that disturb its outputs most, each measured alone (neighbours together in a large component, where a run takes
+seconds), go back, as few as needed. What is not quantized is stored as
+float16, which engines convert once at load, whereas an int8 weight would be converted in every run.
+
+Limits: integer products of uint8 and int8 saturate on x86 processors without VNNI, which costs accuracy there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from pocketdiffusion.tensors import AnyArray, Array
+from pocketdiffusion_export.component import Feeds
+from pocketdiffusion_export.errors import ExportError
+from pocketdiffusion_export.quant import Recipe
+from pocketdiffusion_export.quant.calibrate import Range, measure_ranges, runner
+from pocketdiffusion_export.quant.layers import Codes, Layer, add_switches, find_layers, float_copy, make_integer
+from pocketdiffusion_export.quant.report import QuantReport
+from pocketdiffusion_export.quant.weight_only import checked_pair
+from pocketdiffusion_export.quant.weights import Form, fits_half, half, replace_weights, weight_axes
+
+MAX_CALIBRATION, MAX_TRIALS = 32, 3
+"""Samples to measure ranges with, and to decide with which layers go back."""
+SWITCHES = "quantize_layer"
+LARGE, GROUPS = 100_000_000, 32
+"""From this many quantized weights on, layers are tried and go back in so many groups of neighbours."""
+
+
+def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds]) -> QuantReport:
+    """Quantize a component in place. Raises ExportError without samples."""
+    if not samples:
+        raise ExportError(f"recipe {recipe.name} measures activations and got no samples; give at least one prompt")
+    report = QuantReport()
+    layers = find_layers(model.graph, weight_axes(model.graph))
+    codes = _codes(model.graph, layers, recipe, report)
+    layers = [layer for layer in layers if layer.weight in codes]
+    if layers:
+        _quantize_layers(model, layers, codes, recipe, samples, report)
+    _halve_rest(model.graph, recipe)
+    return report
+
+
+def _quantize_layers(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    codes: Codes,
+    recipe: Recipe,
+    samples: Sequence[Feeds],
+    report: QuantReport,
+) -> None:
+    """Measure, choose and rewrite. Samples are shuffled, as a stride over trajectories would meet the same steps."""
+    shuffled = [samples[index] for index in np.random.default_rng(0).permutation(len(samples))]
+    names = list(dict.fromkeys(name for layer in layers for name in layer.observed))
+    ranges = measure_ranges(float_copy(model, layers, codes), names, shuffled[:MAX_CALIBRATION])
+    active = _choose(model, layers, ranges, codes, recipe, shuffled[:MAX_TRIALS], report)
+    make_integer(model.graph, active, ranges, codes)
+    weights = {layer.weight for layer in active}
+    report.quantized = {name: sqnr for name, sqnr in report.quantized.items() if name in weights}
+    report.ranges = {name: (ranges[name].low, ranges[name].high) for layer in active for name in layer.observed}
+
+
+def _codes(graph: onnx.GraphProto, layers: Sequence[Layer], recipe: Recipe, report: QuantReport) -> Codes:
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    axes = {layer.weight: layer.axis for layer in layers}
+    pairs = {name: checked_pair(tensors[name], axis, recipe, report) for name, axis in axes.items()}
+    return {name: pair for name, pair in pairs.items() if pair is not None}
+
+
+def _choose(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    ranges: dict[str, Range],
+    codes: Codes,
+    recipe: Recipe,
+    trials: Sequence[Feeds],
+    report: QuantReport,
+) -> list[Layer]:
+    """Layers to quantize. Others are in the report with the SQNR that each alone leaves."""
+    outputs = [value.name for value in model.graph.output]
+    copy = float_copy(model, layers, codes)
+    add_switches(copy.graph, layers, ranges, SWITCHES)
+    disturbance = _disturbance(runner(copy, outputs), len(layers), trials)
+    report.notes["sqnr_db_all_quantized"] = round(disturbance(np.ones(len(layers), np.float32)), 1)
+    if report.notes["sqnr_db_all_quantized"] >= recipe.target_sqnr_db:
+        return list(layers)
+    large = sum(codes[layer.weight][0].size for layer in layers) > LARGE
+    groups = np.array_split(np.arange(len(layers)), min(GROUPS, len(layers)) if large else len(layers))
+    alone = np.array([disturbance(_vector(len(layers), [group])) for group in groups])
+    worst_first = [groups[index] for index in np.argsort(alone)]
+    few, many = 0, len(groups)
+    while many - few > 1:
+        middle = (few + many) // 2
+        enough = disturbance(_vector(len(layers), worst_first[middle:])) >= recipe.target_sqnr_db
+        few, many = (few, middle) if enough else (middle, many)
+    quantized = _vector(len(layers), worst_first[many:])
+    report.notes["sqnr_db_as_chosen"] = round(disturbance(quantized), 1)
+    for group, figure in zip(groups, alone, strict=True):
+        for index in group[quantized[group] == 0]:
+            report.kept_float[layers[index].weight] = f"{figure:.1f} dB if only it or its group had uint8 activations"
+    return [layer for layer, on in zip(layers, quantized, strict=True) if on]
+
+
+def _vector(count: int, groups: Sequence[NDArray[np.intp]]) -> Array:
+    """Switches that are on for these groups of layers."""
+    switches = np.zeros(count, np.float32)
+    for group in groups:
+        switches[group] = 1
+    return switches
+
+
+def _disturbance(run: Any, count: int, trials: Sequence[Feeds]) -> Callable[[Array], float]:
+    """A function from switches to the SQNR in dB that they leave of the worst output."""
+
+    def outputs(vector: Array) -> list[list[Array]]:
+        return [run({**feeds, SWITCHES: vector}) for feeds in trials]
+
+    expected = outputs(np.zeros(count, np.float32))
+    signal = _energy(expected)
+
+    def sqnr(vector: Array) -> float:
+        found = outputs(vector)
+        errors = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(expected, found, strict=True)]
+        return float(np.min(10 * np.log10(signal / np.maximum(_energy(errors), 1e-20 * signal))))
+
+    return sqnr
+
+
+def _energy(runs: Sequence[Sequence[Array]]) -> AnyArray:
+    """Sum of squares of each output over all runs."""
+    total: AnyArray = np.sum([[np.square(output, dtype=np.float64).sum() for output in run] for run in runs], axis=0)
+    return total
+
+
+def _halve_rest(graph: onnx.GraphProto, recipe: Recipe) -> None:
+    def form(tensor: onnx.TensorProto) -> Form | None:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            return None
+        weight = numpy_helper.to_array(tensor)
+        scales = tensor.name.endswith("_scale")
+        return half(tensor) if weight.size >= recipe.min_elements and not scales and fits_half(weight) else None
+
+    replace_weights(graph, form)

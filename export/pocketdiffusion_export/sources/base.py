@@ -1,0 +1,103 @@
+"""What every kind of source shares: the loaded value, the classes that may be loaded, checks of weight files."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import struct
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketdiffusion_export.errors import ExportError
+
+LOADERS = {
+    "StableDiffusionPipeline": "diffusers",
+    "StableDiffusionInpaintPipeline": "diffusers",
+    "StableDiffusionInstructPix2PixPipeline": "diffusers",
+    "StableDiffusionXLPipeline": "diffusers",
+    "LatentConsistencyModelPipeline": "diffusers",
+    "UNet2DConditionModel": "diffusers",
+    "AutoencoderKL": "diffusers",
+    "AutoencoderTiny": "diffusers",
+    "DDIMScheduler": "diffusers",
+    "PNDMScheduler": "diffusers",
+    "EulerDiscreteScheduler": "diffusers",
+    "EulerAncestralDiscreteScheduler": "diffusers",
+    "DPMSolverMultistepScheduler": "diffusers",
+    "UniPCMultistepScheduler": "diffusers",
+    "LCMScheduler": "diffusers",
+    "CLIPTextModel": "transformers",
+    "CLIPTextModelWithProjection": "transformers",
+    "CLIPTokenizer": "transformers",
+    "CLIPTokenizerFast": "transformers",
+}
+"""Class -> the library that it is loaded from. Which pipelines are exported is said by `families.PIPELINES`."""
+
+WEIGHTED = ("text_encoder", "text_encoder_2", "unet", "vae")
+
+MAX_HEADER = 100 << 20
+"""Bytes; safetensors' own limit for its header."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A source in memory."""
+
+    pipe: Any
+    """Diffusers pipeline, float32, on the CPU, in evaluation mode."""
+    folder: Path
+    """Diffusers folder that holds model_index.json, the scheduler's config and the tokenizer's files."""
+    family: str
+    """Key of `FAMILIES`."""
+    sha256: dict[str, str]
+    """Weight file -> sha256."""
+
+
+def parts_of(pipeline: str) -> tuple[str, ...]:
+    """The parts that a pipeline of this class is made of."""
+    second = ("tokenizer_2", "text_encoder_2") if "XL" in pipeline else ()
+    return ("tokenizer", "text_encoder", *second, "unet", "vae", "scheduler")
+
+
+def class_named(name: str) -> Any:
+    """A class of `LOADERS`."""
+    return getattr(importlib.import_module(LOADERS[name]), name)
+
+
+def assemble(pipeline: str, parts: Mapping[str, Any]) -> Any:
+    """A Diffusers pipeline of loaded parts, without safety checker and progress bars."""
+    made = class_named(pipeline)
+    unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    known = inspect.signature(made).parameters
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks about old configs are for the source's author
+        pipe = made(**parts, **{name: value for name, value in unused.items() if name in known})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def check_safetensors(file: Path) -> None:
+    """Raise ExportError unless the content is safetensors: a length, then a JSON header that fits in the file."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(9)
+    if head[:1] == b"\x80" or head[:4] == b"PK\x03\x04":
+        raise ExportError(f"{file} holds a pickle, which can run code when read; convert it to safetensors first")
+    if len(head) < 9 or head[8:9] != b"{":
+        raise ExportError(f"{file} is not safetensors; take the model's safetensors files")
+    (length,) = struct.unpack("<Q", head[:8])
+    if length > MAX_HEADER or length + 8 > size:
+        raise ExportError(f"{file} is cut short or damaged (header of {length} bytes, file of {size}); get it again")
+
+
+def sha256(file: Path) -> str:
+    """The file's hash in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,105 @@
+"""A Diffusers folder with safetensors weights.
+
+Classes are taken from a literal table and never from what the folder names, weights are safetensors by content and
+not by ending, and nothing is fetched from a network. Limits: pipelines of the classes in `base.LOADERS`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from pocketdiffusion_export.errors import ExportError
+from pocketdiffusion_export.families import PIPELINES
+from pocketdiffusion_export.sources.base import (
+    LOADERS,
+    WEIGHTED,
+    Loaded,
+    assemble,
+    check_safetensors,
+    class_named,
+    parts_of,
+    sha256,
+)
+
+
+def load(source: str) -> Loaded:
+    """Load a Diffusers folder as float32. Raises ExportError in one line for everything that is wrong with it."""
+    folder = Path(source)
+    index = _read_index(folder)
+    pipeline = index["_class_name"]
+    names = parts_of(pipeline)
+    weights = [file for part in names if part in WEIGHTED for file in _weight_files(folder, part)]
+    for file in weights:
+        check_safetensors(file)
+    pipe = assemble(pipeline, {part: _load_part(folder, part, index) for part in names} | _settings(index))
+    hashes = {file.relative_to(folder).as_posix(): sha256(file) for file in weights}
+    return Loaded(pipe, folder, PIPELINES[pipeline], hashes)
+
+
+def _settings(index: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the pipeline itself that change what it computes."""
+    return {key: index[key] for key in ("force_zeros_for_empty_prompt",) if key in index}
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    if not folder.is_dir():
+        raise ExportError(
+            f"the source {folder} is not a folder or file; give a Diffusers folder, which holds model_index.json, "
+            "a .safetensors checkpoint, or random:NAME"
+        )
+    if not path.is_file():
+        raise ExportError(f"the source {folder} holds no model_index.json; give a Diffusers folder")
+    index = _read_json(path)
+    found = index.get("_class_name")
+    if found not in PIPELINES:
+        raise ExportError(f"{path}: pipeline class {found} can't be exported; known: {', '.join(sorted(PIPELINES))}")
+    for part in parts_of(str(found)):
+        named = index.get(part)
+        if not (isinstance(named, list) and len(named) == 2 and named[1] in LOADERS):
+            known = ", ".join(sorted(LOADERS))
+            raise ExportError(f"{path}: '{part}' names {named}, which can't be exported; known classes: {known}")
+    return index
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} can't be read as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ExportError(f"{path} must hold a JSON object")
+    return data
+
+
+def _weight_files(folder: Path, part: str) -> list[Path]:
+    if not (folder / part / "config.json").is_file():
+        raise ExportError(f"{folder / part}/config.json is missing; the source is not a complete Diffusers folder")
+    stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+    files = sorted((folder / part).glob(f"{stem}*.safetensors"))
+    files = [file for file in files if ".fp16." not in file.name and ".non_ema." not in file.name]
+    if not files:
+        others = sorted(file.name for file in (folder / part).iterdir() if file.suffix in (".bin", ".pt", ".ckpt"))
+        found = f"only {', '.join(others)} (pickle, never read)" if others else "none"
+        raise ExportError(f"{folder / part} needs {stem}.safetensors; found {found}")
+    return files
+
+
+def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
+    options: dict[str, Any] = {"local_files_only": True}
+    if part in WEIGHTED:
+        import torch
+
+        options |= {"use_safetensors": True, "low_cpu_mem_usage": False}
+        options["dtype" if part.startswith("text_encoder") else "torch_dtype"] = torch.float32
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = class_named(index[part][1]).from_pretrained(str(folder / part), **options)
+    except Exception as error:  # the libraries raise many kinds for a bad folder; the user needs one line
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"{folder / part} can't be loaded as {index[part][1]}: {reason}") from error
+    return loaded.eval() if part in WEIGHTED else loaded

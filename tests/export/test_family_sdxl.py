@@ -1,0 +1,177 @@
+"""SDXL: the exported components and whole images against Diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("openvino")
+
+from pocketdiffusion import Pipeline  # noqa: E402
+from pocketdiffusion.errors import BundleUnsupported  # noqa: E402
+from pocketdiffusion.verify import psnr_db  # noqa: E402
+from pocketdiffusion_export.errors import ExportError  # noqa: E402
+from pocketdiffusion_export.families.sdxl import FAMILY  # noqa: E402
+
+from . import family_sources as tiny  # noqa: E402
+
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sdxl")
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> Any:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    words = [tiny.tokenizer(folder / f"source/{name}") for name in ("tokenizer", "tokenizer_2")]
+    words[1].pad_token = "!"
+    second = tiny.text_config(words[1], hidden_size=48, projection_dim=24, num_hidden_layers=4, hidden_act="gelu")
+    unet = tiny.unet(
+        cross_attention_dim=80,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 24,
+        transformer_layers_per_block=(1, 2),
+        use_linear_projection=True,
+    )
+    pipe = tiny.seeded(
+        diffusers.StableDiffusionXLPipeline,
+        vae=tiny.vae(scaling_factor=0.13025),
+        text_encoder=CLIPTextModel(tiny.text_config(words[0])).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(second).eval(),
+        tokenizer=words[0],
+        tokenizer_2=words[1],
+        unet=unet.eval(),
+        scheduler=diffusers.EulerDiscreteScheduler(**tiny.NOISE, timestep_spacing="leading", steps_offset=1),
+    )
+    pipe.save_pretrained(str(folder / "source"))
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def summary(folder: Path, theirs: Any, preset: Path) -> Any:
+    return tiny.exported(folder / "source", folder / "bundle", preset)
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Path, summary: Any) -> dict[str, Pipeline]:
+    return tiny.opened(folder / "bundle")
+
+
+def test_every_component_equals_its_source(summary: Any) -> None:
+    names = {"text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"}
+    assert {item.component for item in summary.measured} == names
+    assert min(item.sqnr_db for item in summary.measured) >= 60
+
+
+def test_names_are_optimums(summary: Any) -> None:
+    components = summary.manifest.components
+    assert list(components["unet"].inputs) == [
+        "sample",
+        "timestep",
+        "encoder_hidden_states",
+        "text_embeds",
+        "time_ids",
+    ]
+    states = [f"hidden_states.{index}" for index in range(5)]
+    assert list(components["text_encoder_2"].outputs) == ["text_embeds", "last_hidden_state", *states]
+    assert list(components["text_encoder"].outputs)[:2] == ["last_hidden_state", "pooler_output"]
+    assert summary.manifest.numbers.latent_scale == 0.13025
+
+
+@pytest.mark.parametrize("device", tiny.DEVICES)
+@pytest.mark.parametrize("fields", [{}, {"negative_prompt": "cat"}], ids=str)
+def test_the_same_image(ours: dict[str, Pipeline], theirs: Any, device: str, fields: dict[str, Any]) -> None:
+    assert tiny.compare(ours[device], theirs, guidance_scale=5.0, **fields) >= 50
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guidance_scale": 1.0},
+        {"width": 48, "height": 24},
+        {"original_size": (100, 64), "crops_coords_top_left": (8, 4), "target_size": (48, 40)},
+    ],
+    ids=str,
+)
+def test_every_parameter_means_the_same(ours: dict[str, Pipeline], theirs: Any, fields: dict[str, Any]) -> None:
+    assert tiny.compare(ours["onnxruntime:cpu"], theirs, **{"guidance_scale": 5.0, **fields}) >= 50
+
+
+def test_clip_skip_counts_from_the_penultimate_layer(ours: dict[str, Pipeline], theirs: Any) -> None:
+    pipe = ours["onnxruntime:cpu"]
+    assert tiny.compare(pipe, theirs, clip_skip=1, guidance_scale=1.0) >= 50
+    with pytest.raises(BundleUnsupported, match="clip_skip=5"):
+        pipe("cat", seed=0, clip_skip=5)
+
+
+def test_no_negative_prompt_is_zeros_or_the_empty_text_as_the_model_says(
+    ours: dict[str, Pipeline], theirs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = ours["onnxruntime:cpu"]
+    common = {"seed": 1, "num_inference_steps": 4, "output_type": "latent"}
+    zeros, empty = (pipe("cat", negative_prompt=text, **common).images for text in (None, ""))
+    assert not np.allclose(zeros, empty)
+    monkeypatch.setattr(type(pipe._family), "_zeros_for_empty", False)
+    assert np.array_equal(pipe("cat", **common).images, empty)
+
+
+def test_several_prompts_and_long_ones(ours: dict[str, Pipeline]) -> None:
+    pipe = ours["onnxruntime:cpu"]
+    long = "red apple and a cat, " * 8
+    together = pipe(["red apple", long], seed=3, num_inference_steps=4, num_images_per_prompt=2, output_type="np")
+    alone = pipe(long, seed=6, num_inference_steps=4, output_type="np")
+    np.testing.assert_allclose(together.images[3], alone.images[0], atol=1e-4)
+
+
+def test_image_to_image(ours: dict[str, Pipeline], theirs: Any) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8))
+    pipe = tiny.seeded(diffusers.StableDiffusionXLImg2ImgPipeline, **theirs.components)
+    fields = {"image": picture, "strength": 0.6, "guidance_scale": 5.0}
+    assert tiny.compare(ours["onnxruntime:cpu"], pipe, **fields) >= 50
+
+
+def test_inpaint(ours: dict[str, Pipeline], theirs: Any) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[6:24, 9:28] = 255
+    pipe = tiny.seeded(diffusers.StableDiffusionXLInpaintPipeline, **theirs.components)
+    common: dict[str, Any] = {"image": Image.fromarray(pixels), "mask_image": Image.fromarray(mask), "strength": 0.6}
+    common |= {"num_inference_steps": tiny.STEPS, "guidance_scale": 5.0, "output_type": "np", "width": 32, "height": 32}
+    expected = pipe("cat", generator=tiny.generator(7), **common).images[0]
+    found = ours["onnxruntime:cpu"]("cat", seed=7, **common).images[0]
+    assert psnr_db(np.round(expected[mask > 0] * 255), np.round(found[mask > 0] * 255)) >= 50
+
+
+def test_optimum_loads_the_bundle(folder: Path, ours: dict[str, Pipeline]) -> None:
+    optimum = pytest.importorskip("optimum.onnxruntime")
+    pipe = optimum.ORTStableDiffusionXLPipeline.from_pretrained(str(folder / "bundle"))
+    pipe.set_progress_bar_config(disable=True)
+    assert tiny.compare(ours["onnxruntime:cpu"], pipe, guidance_scale=5.0, width=32, height=32) >= 50
+
+
+def test_align_your_steps_takes_the_table_of_sdxl(ours: dict[str, Pipeline], theirs: Any) -> None:
+    generation = ours["onnxruntime:cpu"].stream("cat", seed=0, schedule="Align Your Steps", num_inference_steps=10)
+    sigmas = [step.sigma for step in generation]
+    np.testing.assert_allclose(sigmas, [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113])
+
+
+def test_a_refiner_is_refused(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = diffusers.configuration_utils.FrozenDict(
+        {**theirs.unet.config, "projection_class_embeddings_input_dim": 5 * 8 + 24}
+    )
+    monkeypatch.setattr(theirs.unet, "_internal_dict", config)
+    with pytest.raises(ExportError, match="refiners can't be exported"):
+        FAMILY.components(theirs)

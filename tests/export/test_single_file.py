@@ -1,0 +1,151 @@
+"""Checkpoints in one file: recognised by their tensors, converted bit for bit, refused in one line."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from safetensors.torch import save_file  # noqa: E402
+
+from pocketdiffusion_export.errors import ExportError  # noqa: E402
+from pocketdiffusion_export.source import load  # noqa: E402
+from pocketdiffusion_export.sources.architectures import ARCHITECTURES  # noqa: E402
+
+from .architectures import original, small  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+PARTS = ("unet", "vae", "text_encoder")
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    for name in ("sd15", "sd21", "sd21-base", "sdxl"):
+        monkeypatch.setitem(ARCHITECTURES, name, small(name))
+
+
+def checkpoint(
+    folder: Path, name: str, change: Callable[[dict[str, Any]], object] = lambda _: None
+) -> tuple[Path, Any]:
+    pipe = load(f"random:{name}").pipe
+    tensors = original(pipe)
+    change(tensors)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "model.safetensors")
+    return folder / "model.safetensors", pipe
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    for part in PARTS:
+        one, other = getattr(found, part).state_dict(), getattr(expected, part).state_dict()
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key].to(one[key])) for key in one), part
+
+
+def test_sd1_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    file, expected = checkpoint(tmp_path, "sd15")
+    loaded = load(str(file))
+    assert_same(loaded.pipe, expected)
+    assert loaded.family == "sd" and list(loaded.sha256) == ["model.safetensors"]
+    assert loaded.pipe.scheduler.config.prediction_type == "epsilon"
+    assert (loaded.folder / "tokenizer/merges.txt").is_file() and (loaded.folder / "model_index.json").is_file()
+
+
+def test_sdxl_with_its_two_text_encoders(tmp_path: Path) -> None:
+    file, expected = checkpoint(tmp_path, "sdxl")
+    found = load(str(file)).pipe
+    assert_same(found, expected)
+    one, other = found.text_encoder_2.state_dict(), expected.text_encoder_2.state_dict()
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert (found.tokenizer.pad_token, found.tokenizer_2.pad_token) == ("<|endoftext|>", "!")
+
+
+def test_half_precision_becomes_float32_exactly(tmp_path: Path) -> None:
+    def halve(tensors: dict[str, Any]) -> None:
+        tensors.update({key: tensor.half() for key, tensor in tensors.items()})
+
+    file, expected = checkpoint(tmp_path, "sd15", halve)
+    found = load(str(file)).pipe.unet.state_dict()
+    wanted = expected.unet.state_dict()
+    assert all(found[key].dtype == torch.float32 for key in found)
+    assert all(torch.equal(found[key], wanted[key].half().float()) for key in found)
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "prediction"), [("v", "sd21", "v_prediction"), ("eps", "sd21-base", "epsilon")]
+)
+def test_sd2_takes_its_prediction_from_the_file_beside_it(
+    said: str, name: str, prediction: str, tmp_path: Path
+) -> None:
+    file, expected = checkpoint(tmp_path, name)
+    (tmp_path / "model.yaml").write_text(f'model:\n  params:\n    parameterization: "{said}"\n', encoding="utf-8")
+    found = load(str(file)).pipe
+    assert_same(found, expected)
+    assert found.scheduler.config.prediction_type == prediction
+    assert found.tokenizer.pad_token == "!"
+
+
+def test_marks_in_the_checkpoint_say_v_and_zero_terminal_snr(tmp_path: Path) -> None:
+    def mark(tensors: dict[str, Any]) -> None:
+        tensors.update(v_pred=torch.zeros(0), ztsnr=torch.zeros(0))
+
+    file, _ = checkpoint(tmp_path, "sd21", mark)
+    config = load(str(file)).pipe.scheduler.config
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
+
+
+def drop_one(tensors: dict[str, Any]) -> None:
+    del tensors["model.diffusion_model.out.2.bias"]
+
+
+def widen(tensors: dict[str, Any]) -> None:
+    for key in [key for key in tensors if "attn2.to_k" in key]:
+        tensors[key] = torch.zeros(len(tensors[key]), 640)
+
+
+def drop_unet(tensors: dict[str, Any]) -> None:
+    for key in [key for key in tensors if key.startswith("model.diffusion_model")]:
+        del tensors[key]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("sd15", drop_one, "1 tensors of the unet do not fit, first conv_out.bias: found none, needed"),
+        ("sd15", widen, "4 input channels and 640-wide text states is not known; known: sd15"),
+        ("sd15", drop_unet, "holds no checkpoint in the original layout"),
+        ("sd21", lambda _: None, "put model.yaml with 'parameterization: v'"),
+    ],
+)
+def test_what_is_not_known_is_one_line(
+    name: str, change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
+    file, _ = checkpoint(tmp_path, name, change)
+    with pytest.raises(ExportError) as found:
+        load(str(file))
+    assert message in str(found.value) and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps({"state_dict": 1}), "holds a pickle"),
+        (b"PK\x03\x04" + bytes(64), "holds a pickle"),
+        (bytes(100), "is not safetensors"),
+        (b"\x00\x01\x00\x00\x00\x00\x00\x00{}", "cut short or damaged"),
+        (b"\x02\x00\x00\x00\x00\x00\x00\x00{}", "holds no checkpoint"),
+        (b"\x02\x00\x00\x00\x00\x00\x00\x00{]", "cut short or damaged"),
+    ],
+)
+def test_contents_decide_and_not_the_name(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(ExportError, match=message):
+        load(str(file))
