@@ -6,13 +6,17 @@ ifeq ($(OS),Windows_NT)
 BIN := $(VENV)/Scripts
 endif
 
-.PHONY: demo test check clean
+.PHONY: demo test campaign check clean
 
 demo: $(VENV)/.cpu
 	$(BIN)/pocketdiffusion generate "a red apple" --seed 0 --output demo.png
 
 test: $(VENV)/.dev check
 	$(BIN)/python -m pytest
+
+# Hundreds of damaged folders and killed exports: half an hour, before a release.
+campaign: $(VENV)/.dev
+	$(BIN)/python -m pytest -m campaign
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

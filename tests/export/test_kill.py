@@ -87,7 +87,7 @@ def test_a_killed_export_leaves_whole_bundles(tiny: Path, preset: Path, tmp_path
     assert len(outcomes) == 6 and any(status == 9 for _, status, _ in outcomes)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(1800)
 def test_exports_killed_at_fifty_moments(tiny: Path, preset: Path, tmp_path: Path) -> None:
     outcomes = kill(tiny, preset, tmp_path, points=56, seed=1)

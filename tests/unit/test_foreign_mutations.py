@@ -219,7 +219,7 @@ def test_damaged_folders_are_refused_or_work(tmp_path: Path, kind: str) -> None:
     run(folder, changes_of(folder, 1, 2)[: 40 if kind == "onnx" else 20], device, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_all_damaged_folders_are_refused_or_work(tmp_path: Path, kind: str) -> None:
