@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from .conftest import Run
 
 pytest.importorskip("onnxruntime")
 
+BUNDLE = Path(__file__).resolve().parents[2] / "models/sticker/bundle"
+
 
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as picture:
@@ -25,8 +28,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_the_default_command_draws_the_models_own_golden_apple(run: Run, tmp_path: Path) -> None:
     printed = run("generate", "a", "red", "apple", "--seed", "0").stdout
     assert printed == "sticker-0.png\n"
-    golden = Path(__file__).resolve().parents[2] / "models/sticker/bundle/golden.png"
-    assert psnr_db(pixels(golden), pixels(tmp_path / "sticker-0.png")) > 30
+    assert psnr_db(pixels(BUNDLE / "golden.png"), pixels(tmp_path / "sticker-0.png")) > 30
 
 
 def test_twice_the_same_command_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
@@ -76,3 +78,12 @@ def test_an_absent_device_is_refused_with_what_is_here(run: Run, tmp_path: Path)
 def test_devices_and_models_are_listed(run: Run) -> None:
     assert "onnxruntime:cpu" in run("devices").stdout
     assert [model["name"] for model in json.loads(run("models", "--json").stdout)] == ["sticker"]
+
+
+def test_without_its_manifest_the_bundle_is_refused_and_not_taken_for_another_exporters(
+    run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(BUNDLE, tmp_path / "copy")
+    (tmp_path / "copy/manifest.json").unlink()
+    done = run("generate", "a cat", "--model", "./copy", code=1)
+    assert "manifest.json: missing" in done.stderr and done.stderr.count("\n") == 1

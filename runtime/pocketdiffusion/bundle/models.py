@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketdiffusion.bundle.foreign import is_foreign
+from pocketdiffusion.bundle.foreign import GOLDEN, is_foreign
 from pocketdiffusion.bundle.foreign.hub import find_repository, is_repository, snapshot
 from pocketdiffusion.bundle.manifest_json import MANIFEST
 from pocketdiffusion.bundle.paths import models_dir, path_problem
 from pocketdiffusion.bundle.strict_json import short
-from pocketdiffusion.errors import BundleNotFound, BundleUnsupported
+from pocketdiffusion.errors import BundleCorrupt, BundleNotFound, BundleUnsupported
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -63,7 +63,7 @@ def installed() -> list[InstalledModel]:
 def require_model(folder: Path) -> Path:
     """`folder`, if it holds a manifest or another exporter's graphs; of a folder of a hub's cache the snapshot in it.
 
-    Raises BundleNotFound, BundleUnsupported saying what it looks like.
+    Raises BundleNotFound, BundleUnsupported saying what it looks like, BundleCorrupt for ours without its manifest.
     """
     try:
         if not folder.exists():
@@ -73,6 +73,8 @@ def require_model(folder: Path) -> Path:
         folder = snapshot(folder)
         if os.path.lexists(folder / MANIFEST) or is_foreign(folder):
             return folder
+        if os.path.lexists(folder / GOLDEN):
+            raise BundleCorrupt(MANIFEST, f"missing in {folder}; fetch or export the bundle again")
         kind = _describe(folder)
     except OSError as error:
         raise BundleNotFound(f"{folder} can't be read: {error.strerror}") from None

@@ -57,9 +57,14 @@ class Foreign:
     """What was chosen or left out, for people."""
 
 
+GOLDEN = "golden.safetensors"
+"""In every bundle of our exporter and in nobody else's folder: without a manifest it is damaged, not foreign."""
+
+
 def is_foreign(folder: Path) -> bool:
-    """Whether a folder looks like one that `read_foreign` reads."""
-    return os.path.lexists(folder / INDEX) and any(graph_files(folder).values())
+    """Whether a folder looks like one that `read_foreign` reads. One of our own that lost its manifest does not."""
+    ours = os.path.lexists(folder / GOLDEN)
+    return not ours and os.path.lexists(folder / INDEX) and any(graph_files(folder).values())
 
 
 def read_foreign(root: Path, variant: str | None = None) -> Foreign:
