@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from io import FileIO
 from pathlib import Path
 
+from pocketdiffusion.atomic import replace_file
 from pocketdiffusion.bundle.manifest import FileEntry, Manifest
 from pocketdiffusion.bundle.manifest_json import MANIFEST, dump_manifest
 from pocketdiffusion.bundle.paths import check_paths, resolve_inside
@@ -146,20 +147,6 @@ class Records:
 
 def _record(root: Path, digest: str, found: Marks) -> Mapping[str, object]:
     return {"rules": RULES, "digest": digest, "path": str(root), "files": found}
-
-
-def replace_file(target: Path, data: bytes) -> None:
-    """Write `data` beside `target`, flush it to the disk and rename it into place. Raises OSError, leaving nothing."""
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
-    try:
-        with open(temporary, "xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def file_entries(folder: str | Path) -> tuple[FileEntry, ...]:

@@ -7,16 +7,14 @@ Limits: 8 bits and three channels; colour profiles are not applied; metadata of 
 from __future__ import annotations
 
 import io
-import os
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketdiffusion.atomic import replace_file
 from pocketdiffusion.errors import InvalidRequest, OutputFailed
 from pocketdiffusion.image.metadata import Metadata, Parameters
 from pocketdiffusion.image.naming import check_pattern, image_format, output_path, output_paths
@@ -130,7 +128,7 @@ def save(image: Pixels, path: str | Path, *, metadata: Metadata | None, quality:
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, format_name, **options)
     try:
-        _replace(path, encoded.getvalue())
+        replace_file(path, encoded.getvalue())
     except OSError as error:
         raise OutputFailed(f"{path}: can't be written ({error.strerror or error})") from error
     return path
@@ -183,18 +181,3 @@ def _rgb(picture: Image) -> Pixels:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return np.asarray(picture.convert("RGB"))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside the destination, then rename: readers see the old file or the new one."""
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with open(part, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
