@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pocketdiffusion.cli.command import Command
 from pocketdiffusion.timing import peak_rss
 from pocketdiffusion_export.errors import ExportError
-from pocketdiffusion_export.plan import DYNAMIC, make_plan
+from pocketdiffusion_export.plan import BATCHES, DYNAMIC, make_plan
 from pocketdiffusion_export.quant import RECIPES
 from pocketdiffusion_export.targets import TARGETS
 
@@ -35,7 +35,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--size",
         default=DYNAMIC,
         metavar="WIDTHxHEIGHT",
-        help=f"fix the graphs to one image size; prompts may still differ in number and length (default: {DYNAMIC})",
+        help="fix the graphs to an image size, or with commas to several, which share their weights and of which the "
+        f"first is the default; prompts may still differ in number and length (default: {DYNAMIC})",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        choices=BATCHES,
+        help="fix all other axes too, as NPUs want it: the denoiser takes 1 row (guidance in turn) or 2 (both passes "
+        "together), and prompts have one length (default: free)",
     )
     parser.add_argument("--preset", help="TOML file with name, licence and numbers; see models/README.md")
     parser.add_argument(
@@ -51,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         target=args.target,
         recipe=args.recipe,
         size=args.size,
+        batch=args.batch,
         preset=args.preset,
         accept_error=args.accept_error,
     )
@@ -93,6 +102,6 @@ def _describe(made: Made) -> list[str]:
                 f"{figures.psnr_db:6.1f} dB   worst channel {figures.worst_channel_db:6.1f} dB"
             )
     image = manifest.golden_image
-    if image is not None:
+    if image is not None and image.psnr_db is not None:
         lines.append(f'whole image "{image.prompt}": PSNR {image.psnr_db:.1f} dB')
-    return lines
+    return lines + [f"{made.destination}: {note}" for note in made.notes]

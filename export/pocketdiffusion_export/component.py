@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from pocketdiffusion.tensors import AnyArray
@@ -58,27 +57,3 @@ class ComponentSpec:
         with torch.inference_mode():
             outputs = self.reference(*(torch.from_numpy(feeds[name]) for name in self.inputs))
         return {name: tensor.numpy() for name, tensor in zip(self.outputs, outputs, strict=True)}
-
-    def fixed(self, feeds: Feeds) -> ComponentSpec:
-        """The same component for the image size of `feeds` alone."""
-        axes = {name: {axis: kind for axis, kind in free.items() if kind in FREE} for name, free in self.axes.items()}
-        example = []
-        for name, old in zip(self.inputs, self.example, strict=True):
-            free = axes.get(name, {})
-            shape = [old.shape[axis] if axis in free else length for axis, length in enumerate(feeds[name].shape)]
-            example.append(old if list(old.shape) == shape else torch.zeros(shape, dtype=old.dtype))
-        return replace(self, axes=axes, example=tuple(example))
-
-    def fitting(self, samples: Sequence[Feeds]) -> list[Feeds]:
-        """The samples that the fixed axes allow, and the last of them three times over in one batch."""
-        fixed = {
-            name: {axis: length for axis, length in enumerate(tensor.shape) if axis not in self.axes.get(name, {})}
-            for name, tensor in zip(self.inputs, self.example, strict=True)
-        }
-        kept = [
-            feeds
-            for feeds in samples
-            if all(feeds[name].shape[axis] == length for name in fixed for axis, length in fixed[name].items())
-        ]
-        batched = {name: self.axes.get(name, {}).get(0) == "batch" for name in self.inputs}
-        return [*kept, {name: np.repeat(a, 3, 0) if batched[name] else a for name, a in kept[-1].items()}]

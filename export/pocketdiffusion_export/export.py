@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,13 +20,21 @@ from safetensors.numpy import save
 
 from pocketdiffusion.backends import SessionOptions
 from pocketdiffusion.bundle import Bundle, file_entries, write_manifest
-from pocketdiffusion.bundle.manifest import ComponentEntry, GoldenImage, Manifest, Numbers, Source
+from pocketdiffusion.bundle.manifest import (
+    ComponentEntry,
+    GoldenImage,
+    Manifest,
+    Numbers,
+    SizedGraph,
+    Source,
+    version_needed,
+)
 from pocketdiffusion.bundle.manifest_json import manifest_digest
 from pocketdiffusion.components import choose_devices, open_components
 from pocketdiffusion.golden import golden_inputs
 from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.tensors import AnyArray
-from pocketdiffusion_export import layout, verify
+from pocketdiffusion_export import layout, read_back, verify
 from pocketdiffusion_export.component import ComponentSpec, Feeds
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.families import FAMILIES
@@ -34,22 +42,27 @@ from pocketdiffusion_export.families.base import Family
 from pocketdiffusion_export.plan import ExportPlan
 from pocketdiffusion_export.quant import QUANTIZERS
 from pocketdiffusion_export.registry import lookup
-from pocketdiffusion_export.source import Loaded, load
+from pocketdiffusion_export.sizes import GraphPlan, Shapes, Size, check_sizes, fixed_shapes, graph_plans
+from pocketdiffusion_export.source import load
+from pocketdiffusion_export.space import check_space
 from pocketdiffusion_export.targets import TARGETS
 from pocketdiffusion_export.targets.onnx import TARGET as ONNX
 from pocketdiffusion_export.write import assembled, check_holder
 
 Say = Callable[[str], None]
+Item = TypeVar("Item")
 
 GOLDEN = "golden.safetensors"
 GOLDEN_IMAGE = "golden.png"
 QUANTIZATION = "quantization.json"
 """Which weights were quantized with which error, and which stayed float and why."""
+WEIGHTS = "weights.json"
+"""SQNR of each weight in dB, where a graph was read back because no engine here opens it."""
 MAX_SAMPLES = 64
 """Inputs per component that verification runs, evenly spaced over the source's own."""
 MAX_SAMPLE_VALUES = 1 << 20
 """Numbers in them all; a large component gets fewer samples, but no fewer than `MIN_SAMPLES`."""
-MIN_SAMPLES = 4
+MIN_SAMPLES = 3
 MAX_BYTES_ON_ALL = 2 << 30
 """Larger components are verified on the main engine only: OpenVINO maps an ONNX file beside its own copy of it."""
 
@@ -61,6 +74,8 @@ class Made:
     destination: Path
     manifest: Manifest
     measured: tuple[verify.Measured, ...]
+    notes: tuple[str, ...] = ()
+    """What it lacks, for people."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +114,8 @@ class _Draft:
     folder: Path
     """Where it is assembled."""
     entries: dict[str, ComponentEntry] = field(default_factory=dict)
+    weights: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    """Component -> SQNR of each of its weights, read back from a graph that no engine here opens."""
     measured: list[verify.Measured] = field(default_factory=list)
 
 
@@ -135,25 +152,37 @@ def _read_source(plan: ExportPlan, drafts: Sequence[_Draft], say: Say) -> _Mater
     specs = {spec.name: spec for spec in family.components(loaded.pipe)}
     for draft in drafts:
         layout.write_configs(loaded.folder, plan, tuple(specs.values()), draft.folder)
-    if plan.static:
-        _check_size(plan, loaded)
+    vae, unet = loaded.pipe.vae_scale_factor, loaded.pipe.unet.config
+    check_sizes(plan.sizes, vae * 2 ** (len(unet.down_block_types) - 1))
+    check_space(drafts[0].folder, specs.values(), plan.recipe.weights, len(drafts))
     say("generating images with the source: inputs to verify with")
     samples = family.samples(loaded.pipe, plan.prompts, plan)
     numbers = family.numbers(loaded.pipe, samples, plan)
-    if plan.static:
-        specs = {name: spec.fixed(samples[name][0]) for name, spec in specs.items()}
-        samples = {name: specs[name].fitting(feeds) for name, feeds in samples.items()}
     say("generating the golden image with the source")
     image = family.reference_image(loaded.pipe, plan.golden, numbers)
     return _Material(specs, samples, numbers, image, loaded.family, family.tasks(loaded.pipe), loaded.sha256)
 
 
-def _check_size(plan: ExportPlan, loaded: Loaded) -> None:
-    """Raise ExportError for a size that the denoiser can't halve as often as it does."""
-    width, height = plan.numbers.width, plan.numbers.height
-    multiple = loaded.pipe.vae_scale_factor * 2 ** (len(loaded.pipe.unet.config.down_block_types) - 1)
-    if width is None or height is None or width % multiple or height % multiple:
-        raise ExportError(f"size {width}x{height} can't be exported; this model takes multiples of {multiple} pixels")
+@dataclass(frozen=True)
+class _Graph:
+    """One graph of a component: what it is fixed to, and what it is verified with."""
+
+    size: Size | None
+    shapes: Shapes
+    samples: Sequence[Feeds]
+    expected: Sequence[Mapping[str, AnyArray]]
+    whole: Shapes
+    """`shapes` for static graphs: batch and text length are fixed as well."""
+
+    def calls(self, engine: str) -> tuple[Sequence[Feeds], Sequence[Mapping[str, AnyArray]]]:
+        """Inputs and expected outputs for an engine; a graph that is read back is slow to compute."""
+        count = read_back.SAMPLES if engine == read_back.ENGINE else len(self.samples)
+        return _evenly(self.samples, count), _evenly(self.expected, count)
+
+    def file(self, first: str) -> str:
+        """Its name in the component's folder; `first` is that of the native size's."""
+        stem, dot, kind = first.rpartition(".")
+        return first if self.size is None else "{}_{}x{}{}{}".format(stem, *self.size, dot, kind)
 
 
 class _Work:
@@ -166,54 +195,86 @@ class _Work:
 
     def component(self, spec: ComponentSpec, samples: Sequence[Feeds]) -> None:
         """Trace, quantize, write and verify one component. Raises ExportError when it misses its threshold."""
-        name, used = spec.name, _spread(samples)
-        self.say(f"running {name} in torch on {len(used)} inputs")
-        expected = verify.references(spec, used)
-        self._keep_golden(name, used[len(used) // 2], expected[len(used) // 2])
-        self._write(spec, samples)
+        name, batch = spec.name, self.plan.batch_of(spec.name)
+        plans = graph_plans(spec, samples, self.plan.sizes, batch)
+        self.say(f"running {name} in torch on {sum(len(_spread(plan.samples)) for plan in plans)} inputs")
+        graphs = [self._graph(spec, plan) for plan in plans]
+        self._keep_golden(name, graphs[0])
+        self._write(spec, samples, graphs)
         del spec
         for draft in self.drafts:
-            self._verify(draft, name, used, expected)
+            self._verify(draft, name, graphs)
 
-    def _write(self, spec: ComponentSpec, samples: Sequence[Feeds]) -> None:
-        recipe = self.plan.recipe
+    def _graph(self, spec: ComponentSpec, plan: GraphPlan) -> _Graph:
+        used = _spread(plan.samples)
+        expected = verify.references(spec, used)
+        fixed = bool(self.plan.sizes)
+        shapes = fixed_shapes(spec, used[0] | expected[0], batch=self.plan.batch is not None) if fixed else {}
+        whole = fixed_shapes(spec, used[0] | expected[0], batch=True) if fixed else {}
+        return _Graph(plan.size, shapes, used, expected, whole)
+
+    def _write(self, spec: ComponentSpec, samples: Sequence[Feeds], graphs: Sequence[_Graph]) -> None:
+        recipe, (first, *others) = self.plan.recipe, graphs
         self.say(f"exporting {spec.name}")
         model = ONNX.trace(spec, release=True)
+        unread = any(read_back.ENGINE in draft.engines for draft in self.drafts)
+        source = read_back.keep_weights(model, self.drafts[0].folder) if unread else {}
         if recipe.method is not None:
             self.say(f"quantizing {spec.name} to {recipe.weights}")
             quantize = lookup(QUANTIZERS, "quantization method", recipe.method)
             self.quantization[spec.name] = asdict(quantize(model, recipe, _evenly(samples, MAX_SAMPLES)))
         for draft in self.drafts:
-            draft.target.save(model, draft.folder / spec.name / draft.target.graph)
-            inputs, outputs = draft.target.describe(model)
+            target, place = draft.target, draft.target.place(spec.name)
+            shapes = first.whole if target.static else first.shapes
+            names = {graph.file(target.graph): graph for graph in others}
+            target.save(model, draft.folder / place, shapes, {n: graph.shapes for n, graph in names.items()})
+            inputs, outputs = target.describe(model, shapes)
             draft.entries[spec.name] = ComponentEntry(
                 format=draft.target.format,
-                graph=f"{spec.name}/{draft.target.graph}",
+                graph=place,
                 inputs=inputs,
                 outputs=outputs,
                 weights=recipe.weights,
+                sizes=tuple(
+                    SizedGraph(*graph.size, f"{spec.name}/{name}", *target.describe(model, graph.shapes))
+                    for name, graph in names.items()
+                    if graph.size is not None
+                ),
             )
+            if read_back.ENGINE in draft.engines:
+                self.say(f"reading {place} back")
+                draft.weights[spec.name] = read_back.compare(draft.folder / place, draft.entries[spec.name], source)
 
-    def _verify(
-        self, draft: _Draft, name: str, samples: Sequence[Feeds], expected: Sequence[Mapping[str, AnyArray]]
-    ) -> None:
-        recipe = self.plan.recipe
-        graph = draft.folder / draft.entries[name].graph
-        large = sum(file.stat().st_size for file in graph.parent.iterdir()) > MAX_BYTES_ON_ALL
+    def _verify(self, draft: _Draft, name: str, graphs: Sequence[_Graph]) -> None:
+        recipe, entry = self.plan.recipe, draft.entries[name]
+        folder, native = (draft.folder / entry.graph).parent, entry.graph.rpartition("/")[2]
+        large = sum(file.stat().st_size for file in folder.iterdir()) > MAX_BYTES_ON_ALL
         engines = draft.engines[:1] if large else draft.engines
         self.say(f"verifying {name} ({draft.target.format}) on {', '.join(engines)}")
-        measured = [verify.measure(name, graph, engine, samples, expected) for engine in engines]
+        measured = [
+            verify.measure(_label(name, g), folder / g.file(native), engine, *g.calls(engine))
+            for g in graphs
+            for engine in engines
+        ]
         worst = min(item.sqnr_db for item in measured)
         if worst < recipe.min_sqnr_db:
             _miss(self.plan, self.say, name, "SQNR", worst, recipe.min_sqnr_db)
         draft.measured += measured
         floor = verify.floor_for(worst, recipe.min_sqnr_db)
-        draft.entries[name] = replace(draft.entries[name], sqnr_db=round(worst, 2), min_sqnr_db=floor)
+        if read_back.ENGINE in engines:  # the figure is no engine's
+            draft.entries[name] = replace(entry, min_sqnr_db=read_back.floor(recipe.weights, floor))
+        else:
+            draft.entries[name] = replace(entry, sqnr_db=round(worst, 2), min_sqnr_db=floor)
 
-    def _keep_golden(self, name: str, feeds: Feeds, outputs: Mapping[str, AnyArray]) -> None:
-        for side, arrays in (("in", feeds), ("out", outputs)):
+    def _keep_golden(self, name: str, graph: _Graph) -> None:
+        middle = len(graph.samples) // 2
+        for side, arrays in (("in", graph.samples[middle]), ("out", graph.expected[middle])):
             for key, array in arrays.items():
                 self.golden[f"{name}/{side}/{key}"] = np.array(array, order="C")
+
+
+def _label(name: str, graph: _Graph) -> str:
+    return name if graph.size is None else "{} {}x{}".format(name, *graph.size)
 
 
 def _finish(plan: ExportPlan, draft: _Draft, work: _Work, material: _Material, say: Say) -> Made:
@@ -221,6 +282,9 @@ def _finish(plan: ExportPlan, draft: _Draft, work: _Work, material: _Material, s
     (draft.folder / GOLDEN).write_bytes(save(work.golden))  # save_file would make it readable by its owner alone
     if work.quantization:
         layout.write_json(draft.folder / QUANTIZATION, work.quantization)
+    if draft.weights:
+        layout.write_json(draft.folder / WEIGHTS, draft.weights)
+    notes = (*draft.target.finish(draft.folder), *read_back.remarks(draft.engines, draft.weights))
     manifest = Manifest(
         name=plan.name,
         description=plan.description,
@@ -233,37 +297,47 @@ def _finish(plan: ExportPlan, draft: _Draft, work: _Work, material: _Material, s
         files=file_entries(draft.folder),
         tools=layout.tool_versions(),
         golden=GOLDEN,
+        format_version=version_needed(draft.entries),
     )
-    say(f"generating the golden image with the exported graphs ({draft.target.format})")
     manifest = replace(manifest, golden_image=_golden_image(plan, material, manifest, draft, say))
-    layout.write_readme(manifest, draft.measured, plan, draft.folder)
+    layout.write_readme(manifest, draft.measured, notes, plan, draft.folder)
     manifest = replace(manifest, files=file_entries(draft.folder))
     write_manifest(draft.folder, manifest)
-    return Made(draft.destination, manifest, tuple(draft.measured))
+    return Made(draft.destination, manifest, tuple(draft.measured), notes)
 
 
 def _golden_image(plan: ExportPlan, material: _Material, manifest: Manifest, draft: _Draft, say: Say) -> GoldenImage:
     golden, numbers = plan.golden, manifest.numbers
     steps = numbers.default_steps if golden.steps is None else golden.steps
     guidance = numbers.default_guidance if golden.guidance is None else golden.guidance
-    pipe = _runtime(draft, manifest)
-    given = golden_inputs(manifest.tasks, numbers.width, numbers.height)
-    found = pipe.stream(
-        golden.prompt, seed=golden.seed, num_inference_steps=steps, guidance_scale=guidance, **given
-    ).result
-    psnr = verify.image_psnr(material.image, np.asarray(found.images[0]))
-    if psnr < plan.recipe.min_psnr_db:
-        _miss(plan, say, "the golden image", "PSNR", psnr, plan.recipe.min_psnr_db)
     Image.fromarray(material.image).save(draft.folder / GOLDEN_IMAGE, optimize=True)
-    return GoldenImage(
+    image = GoldenImage(
         prompt=golden.prompt,
         seed=golden.seed,
         steps=steps,
         guidance=guidance,
         file=GOLDEN_IMAGE,
-        psnr_db=round(psnr, 2),
-        min_psnr_db=verify.floor_for(psnr, plan.recipe.min_psnr_db),
+        psnr_db=None,
+        min_psnr_db=plan.recipe.min_psnr_db,
     )
+    if read_back.ENGINE in draft.engines:
+        return replace(image, min_psnr_db=read_back.floor(plan.recipe.weights, image.min_psnr_db))
+    say(f"generating the golden image with the exported graphs ({draft.target.format})")
+    psnr = verify.image_psnr(material.image, _repeat(image, manifest, draft))
+    if psnr < image.min_psnr_db:
+        _miss(plan, say, "the golden image", "PSNR", psnr, image.min_psnr_db)
+    return replace(image, psnr_db=round(psnr, 2), min_psnr_db=verify.floor_for(psnr, image.min_psnr_db))
+
+
+def _repeat(image: GoldenImage, manifest: Manifest, draft: _Draft) -> AnyArray:
+    """The golden image by the runtime: uint8, [height, width, 3]."""
+    pipe = _runtime(draft, manifest)
+    pipe.safety_checker = None  # the source's golden image was not checked either
+    given = golden_inputs(manifest.tasks, manifest.numbers.width, manifest.numbers.height)
+    found = pipe.stream(
+        image.prompt, seed=image.seed, num_inference_steps=image.steps, guidance_scale=image.guidance, **given
+    ).result
+    return np.asarray(found.images[0])
 
 
 def _runtime(draft: _Draft, manifest: Manifest) -> Pipeline:
@@ -288,7 +362,7 @@ def _spread(samples: Sequence[Feeds]) -> list[Feeds]:
     return _evenly(samples, min(MAX_SAMPLES, max(MIN_SAMPLES, MAX_SAMPLE_VALUES // values)))
 
 
-def _evenly(samples: Sequence[Feeds], count: int) -> list[Feeds]:
+def _evenly(samples: Sequence[Item], count: int) -> list[Item]:
     if len(samples) <= count:
         return list(samples)
     return [samples[round(index)] for index in np.linspace(0, len(samples) - 1, count)]

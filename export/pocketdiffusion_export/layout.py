@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pocketdiffusion.bundle.foreign.configs import PREPROCESSOR
 from pocketdiffusion.bundle.manifest import Manifest
+from pocketdiffusion.safety import COMPONENT as SAFETY_CHECKER
 from pocketdiffusion_export.component import ComponentSpec
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.plan import ExportPlan
@@ -20,7 +22,11 @@ from pocketdiffusion_export.verify import Measured
 
 PATH_KEYS = frozenset({"_name_or_path", "name_or_path"})
 TOKENIZER_FILES = ("merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
-TOOLS = ("diffusers", "numpy", "onnx", "onnxruntime", "openvino", "pocketdiffusion", "torch", "transformers")
+TOOLS = (
+    "coremltools",
+    *("diffusers", "numpy", "onnx", "onnxruntime", "openvino", "openvino_tokenizers", "pocketdiffusion", "torch"),
+    "transformers",
+)
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -31,9 +37,11 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_configs(source: Path, plan: ExportPlan, specs: Sequence[ComponentSpec], folder: Path) -> None:
-    """model_index.json, scheduler and tokenizer of `source`, each component's config.json, and the plan's own files."""
+    """Index, scheduler, tokenizers and preprocessing of `source`, each component's config, the plan's own files."""
     for name in ("model_index.json", "scheduler/scheduler_config.json"):
         write_json(folder / name, json.loads((source / name).read_text(encoding="utf-8")))
+    if any(spec.name == SAFETY_CHECKER for spec in specs):
+        write_json(folder / PREPROCESSOR, json.loads((source / PREPROCESSOR).read_text(encoding="utf-8")))
     for spec in specs:
         write_json(folder / spec.name / "config.json", spec.config)
     for tokenizer in sorted(source.glob("tokenizer*")):
@@ -72,7 +80,9 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def write_readme(manifest: Manifest, measured: Sequence[Measured], plan: ExportPlan, folder: Path) -> None:
+def write_readme(
+    manifest: Manifest, measured: Sequence[Measured], notes: Sequence[str], plan: ExportPlan, folder: Path
+) -> None:
     """README.md of the bundle: what it is, its terms, and how near it is to its source."""
     rows = [
         f"| {item.component} | {item.engine} | {name} | {figures.sqnr_db:.1f} | {figures.psnr_db:.1f} "
@@ -94,7 +104,10 @@ def write_readme(manifest: Manifest, measured: Sequence[Measured], plan: ExportP
         "|---|---|---|---|---|---|",
         *rows,
     ]
-    if image is not None:
+    lines += [line for note in notes for line in ("", note)]
+    if image is not None and image.psnr_db is None:
+        lines += ["", f'Whole image "{image.prompt}": not generated with this bundle; `{image.file}` is the source\'s.']
+    elif image is not None:
         settings = f"seed {image.seed}, {image.steps} steps, guidance {image.guidance:g}"
         lines += ["", f'Whole image "{image.prompt}" ({settings}): {image.psnr_db:.1f} dB PSNR to `{image.file}`.']
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")

@@ -15,7 +15,7 @@ from typing import Any
 
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.quant import RECIPES, Recipe
-from pocketdiffusion_export.targets import TARGETS
+from pocketdiffusion_export.targets import TARGETS, check_targets
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,6 +24,9 @@ else:
 
 DYNAMIC = "dynamic"
 """The size of graphs that take any."""
+
+BATCHES = (1, 2)
+"""Rows that a denoiser's graph can be fixed to."""
 
 DEFAULT_PROMPTS = (
     "a red apple",
@@ -78,8 +81,15 @@ class ExportPlan:
     """Extra files, copied to the bundle's root: attributions, licence texts."""
     accept_error: bool = False
     """Write the bundle although a figure is under its threshold."""
-    static: bool = False
-    """Graphs take the size in `numbers` and no other. Their batch and text length stay free."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Graphs take these sizes (width, height) and no others, the first of which is the one in `numbers`; () is any."""
+    batch: int | None = None
+    """With sizes: rows that the denoiser's graphs take, while all other graphs take one, and prompts one length; None
+    leaves batch and text length free."""
+
+    def batch_of(self, component: str) -> int | None:
+        """Rows that a component's graphs take; None is any."""
+        return self.batch if component == "unet" or self.batch is None else 1
 
     @property
     def bundles(self) -> dict[str, Path]:
@@ -96,12 +106,15 @@ def make_plan(
     target: str = "onnx",
     recipe: str = "fp32",
     size: str = DYNAMIC,
+    batch: int | None = None,
     preset: str | Path | None = None,
     accept_error: bool = False,
 ) -> ExportPlan:
-    """A checked plan. `target` is one name or several with commas between them, `size` "dynamic" or "WIDTHxHEIGHT".
+    """A checked plan. `target` is one name or several with commas between them, `size` "dynamic" or one or several
+    of "WIDTHxHEIGHT".
 
-    Raises ExportError for an unknown target or recipe, a size that is none, and a preset that can't be used.
+    Raises ExportError for an unknown target or recipe, a size that is none, a batch that can't be fixed, and a preset
+    that can't be used.
     """
     targets = tuple(dict.fromkeys(name.strip() for name in target.split(",")))
     for name in targets:
@@ -123,10 +136,17 @@ def make_plan(
         accept_error=accept_error,
         **{"name": destination.name, "source_name": Path(source).name, **given},
     )
+    if batch not in (None, *BATCHES):
+        raise ExportError(f"batch {batch} can't be fixed; choose 1 (guidance in turn) or 2 (both passes together)")
     if size == DYNAMIC:
+        if batch is not None:
+            raise ExportError(f"batch {batch} needs fixed sizes as well; give --size WIDTHxHEIGHT")
+        check_targets(targets, plan.recipe, 0)
         return plan
-    width, height = _parse_size(size)
-    return replace(plan, static=True, numbers=replace(plan.numbers, width=width, height=height))
+    sizes = tuple(dict.fromkeys(_parse_size(part.strip()) for part in size.split(",")))
+    width, height = sizes[0]
+    check_targets(targets, plan.recipe, len(sizes))
+    return replace(plan, sizes=sizes, batch=batch, numbers=replace(plan.numbers, width=width, height=height))
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -16,10 +16,11 @@ import numpy as np
 from pocketdiffusion import backends
 from pocketdiffusion.backends.base import Session, SessionOptions
 from pocketdiffusion.tensors import AnyArray
+from pocketdiffusion_export import read_back
 from pocketdiffusion_export.component import ComponentSpec, Feeds
 from pocketdiffusion_export.errors import ExportError
 
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = ("onnxruntime", "openvino", "coreml")
 """Best first: the first that opens a format must be there, and makes the golden image."""
 MAX_DB = 200.0
 """Stands for equal to the last bit."""
@@ -49,12 +50,19 @@ class Measured:
 
 
 def open_session(graph: Path, engine: str) -> Session:
-    """A graph on the CPU in float32. Raises BackendError."""
+    """A graph on the CPU in float32, or read back where no engine opens it. Raises BackendError."""
+    if engine == read_back.ENGINE:
+        return read_back.open_session(graph)
     return backends.load(engine).open(graph, "cpu", SessionOptions())
 
 
 def engines(format: str) -> tuple[str, ...]:
-    """Installed engines that open a graph format. Raises ExportError when the first of them is missing."""
+    """Installed engines that open a graph format, or that it is read back in torch, where none can be installed.
+
+    Raises ExportError when the first of them is missing.
+    """
+    if read_back.needed(format):
+        return (read_back.ENGINE,)
     able = [name for name in ENGINES if format in backends.load(name).formats]
     found = tuple(name for name in able if "cpu" in backends.load(name).devices())
     if able[0] not in found:

@@ -16,7 +16,7 @@ from pocketdiffusion.backends.base import Backend, Session, SessionOptions
 from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.errors import BundleCorrupt, NonFinite
 from pocketdiffusion.tensors import AnyArray, TensorSpec
-from pocketdiffusion.timing import Timings
+from pocketdiffusion.timing import TimedSpan, Timings
 
 UNUSED = ("return_dict",)
 """Inputs that old exporters left in their graphs and that change nothing; they are fed zeros."""
@@ -28,8 +28,11 @@ Residency = Literal["keep", "release"]
 class Component:
     """One graph of a bundle on one device. All methods may be called from several threads.
 
-    Timings: the seconds of an opening go to span "<name>.open" of the first run after it, those of each run to
-    "<name>.run".
+    Graphs of one image size each are components of their own, which the native size's holds: see `at`. A graph of a
+    fixed batch runs in turn over more rows than that, and over fewer with copies of the last.
+
+    Timings: an opening goes to span "<name>.open" of the first run after it, each run to "<name>.run", and what a
+    caller waited for an opening to "wait_open".
     """
 
     def __init__(
@@ -42,15 +45,19 @@ class Component:
         device: str,
         options: SessionOptions | None = None,
         residency: Residency = "keep",
+        sizes: Mapping[tuple[int, int], Component] | None = None,
     ) -> None:
         self.name, self.graph, self.entry = name, graph, entry
+        self.sizes = {} if sizes is None else dict(sizes)
+        """(width, height) in pixels -> the same for another size than this one's."""
+        self._batch = _fixed_batch(entry)
         self.backend, self.residency = backend, residency
         self.device = f"{backend.name}:{device}"
         self._device, self._precision = device, ""
         self.options = SessionOptions() if options is None else options
         self._unused = {name: _zeros(spec) for name, spec in entry.inputs.items() if name in UNUSED}
         self._lock = threading.Lock()
-        self._opening: Future[tuple[Session, float]] | None = None
+        self._opening: Future[tuple[Session, TimedSpan]] | None = None
         self._reported = False
         self._users = 0
 
@@ -69,6 +76,17 @@ class Component:
         """The arithmetic that the graph really uses, or did when it was last open; opens it if it never was."""
         return self._precision or self.session.precision
 
+    def at(self, width: int, height: int) -> Component:
+        """The component for an image size: one of `sizes`, else this one. The others are closed unless in use.
+
+        Whatever the residency, one size is in memory at a time: sizes share a file of weights, and not their memory.
+        """
+        chosen = self.sizes.get((width, height), self)
+        for other in (self, *self.sizes.values()):
+            if other is not chosen and not other._users:
+                other.close()
+        return chosen
+
     def open_ahead(self) -> None:
         """Start to open the graph in a thread and return at once. An error is raised by the first use.
 
@@ -80,18 +98,34 @@ class Component:
         if new:
             threading.Thread(target=self._open_into, args=(future,), name=f"open {self.name}").start()
 
+    def wait(self, timings: Timings) -> None:
+        """Return when the graph is open. Raises what `session` raises."""
+        opening = self._opening
+        if opening is None or not opening.done():
+            with timings.span("wait_open"):
+                self._opened()
+
     def run(self, feeds: Mapping[str, AnyArray], timings: Timings | None = None) -> dict[str, AnyArray]:
         """All outputs by name, as arrays of the caller's own.
 
         Raises what `session` raises, GraphFailed for feeds that do not fit, and NonFinite.
         """
-        session, open_seconds = self._opened()
+        if timings is not None:
+            self.wait(timings)
+        rows = _rows(feeds)
+        if self._batch in (None, rows):
+            return self._run(feeds, timings)
+        parts = [self._run(part, timings) for part in _in_turn(feeds, rows, self._batch)]
+        return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
+
+    def _run(self, feeds: Mapping[str, AnyArray], timings: Timings | None) -> dict[str, AnyArray]:
+        session, opening = self._opened()
         start = time.perf_counter()
         outputs = session.run({**self._unused, **feeds})
         seconds = time.perf_counter() - start
         if timings is not None:
-            self._report_opening(timings, open_seconds)
-            timings.add(f"{self.name}.run", seconds)
+            self._report_opening(timings, opening)
+            timings.add(f"{self.name}.run", seconds, start)
         for output, array in outputs.items():
             bad = non_finite(array)
             if bad:
@@ -126,7 +160,7 @@ class Component:
         if future is not None and future.exception() is None:
             future.result()[0].close()
 
-    def _future(self) -> tuple[Future[tuple[Session, float]], bool]:
+    def _future(self) -> tuple[Future[tuple[Session, TimedSpan]], bool]:
         """The opening that is done or under way, and whether the caller must do it."""
         with self._lock:
             new = self._opening is None
@@ -134,7 +168,7 @@ class Component:
                 self._opening, self._reported = Future(), False
             return self._opening, new
 
-    def _opened(self) -> tuple[Session, float]:
+    def _opened(self) -> tuple[Session, TimedSpan]:
         future, new = self._future()
         if new:
             self._open_into(future)
@@ -146,7 +180,7 @@ class Component:
                     self._opening = None  # the next use tries again
             raise
 
-    def _open_into(self, future: Future[tuple[Session, float]]) -> None:
+    def _open_into(self, future: Future[tuple[Session, TimedSpan]]) -> None:
         start = time.perf_counter()
         try:
             session = self.backend.open(self.graph, self._device, self.options)
@@ -155,7 +189,7 @@ class Component:
         except BaseException as error:  # whoever waits for the future raises it
             future.set_exception(error)
         else:
-            future.set_result((session, time.perf_counter() - start))
+            future.set_result((session, TimedSpan(f"{self.name}.open", start, time.perf_counter() - start)))
 
     def _compare(self, session: Session) -> None:
         for kind, listed, found in (
@@ -166,11 +200,11 @@ class Component:
                 session.close()
                 raise BundleCorrupt(self.entry.graph, f"{kind} are {_names(found)}; the manifest says {_names(listed)}")
 
-    def _report_opening(self, timings: Timings, seconds: float) -> None:
+    def _report_opening(self, timings: Timings, opening: TimedSpan) -> None:
         with self._lock:
             first, self._reported = not self._reported, True
         if first:
-            timings.add(f"{self.name}.open", seconds)
+            timings.spans.append(opening)
 
 
 def non_finite(array: AnyArray) -> int:
@@ -183,6 +217,29 @@ def non_finite(array: AnyArray) -> int:
 
 def _zeros(spec: TensorSpec) -> AnyArray:
     return np.zeros(tuple(axis if isinstance(axis, int) else 1 for axis in spec.shape), spec.dtype)
+
+
+def _fixed_batch(entry: ComponentEntry) -> int | None:
+    """The rows that a graph takes, if it takes no others. Inputs of fewer than two axes have no rows."""
+    batches = {spec.shape[0] for spec in entry.inputs.values() if len(spec.shape) > 1}
+    (batch,) = batches if len(batches) == 1 else (None,)
+    return batch if isinstance(batch, int) else None
+
+
+def _rows(feeds: Mapping[str, AnyArray]) -> int:
+    return max((len(array) for array in feeds.values() if np.ndim(array) > 1), default=0)
+
+
+def _in_turn(feeds: Mapping[str, AnyArray], rows: int, batch: int) -> Iterator[dict[str, AnyArray]]:
+    """Feeds of `batch` rows each, the last filled up with copies of the last row."""
+    for start in range(0, rows, batch):
+        taken = np.minimum(np.arange(start, start + batch), rows - 1)
+        yield {name: a[taken] if _has_rows(a, rows) else a for name, a in feeds.items()}
+
+
+def _has_rows(array: AnyArray, rows: int) -> bool:
+    """One axis may be rows as well: timesteps, one for each."""
+    return np.ndim(array) > 1 or (np.ndim(array) == 1 and len(array) == rows > 1)
 
 
 def _names(specs: Mapping[str, TensorSpec]) -> str:

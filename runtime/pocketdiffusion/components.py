@@ -10,6 +10,7 @@ from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.probe import Trial, probe
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.integrity import Records, marks
+from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.bundle.paths import cache_dir
 from pocketdiffusion.component import Component, Residency
 from pocketdiffusion.errors import BackendUnavailable, InvalidRequest
@@ -41,18 +42,26 @@ def open_components(
             _refuse_linked_weights(bundle, name)
     if not bundle.hashed:
         _try_once(bundle, choices, options)
-    return {
-        name: Component(
+    return {name: _component(bundle, name, choice, options, residency) for name, choice in choices.items()}
+
+
+def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOptions, residency: Residency) -> Component:
+    entry, backend = bundle.manifest.components[name], load(choice.backend)
+
+    def make(graph: ComponentEntry, sizes: Mapping[tuple[int, int], Component]) -> Component:
+        return Component(
             name,
-            bundle.graph(name),
-            bundle.manifest.components[name],
-            backend=load(choice.backend),
+            bundle.path / graph.graph,
+            graph,
+            backend=backend,
             device=choice.device,
             options=options,
             residency=residency,
+            sizes=sizes,
         )
-        for name, choice in choices.items()
-    }
+
+    first, *others = entry.graphs
+    return make(first, {(s.width, s.height): make(g, {}) for s, g in zip(entry.sizes, others, strict=True)})
 
 
 def _refuse_linked_weights(bundle: Bundle, name: str) -> None:

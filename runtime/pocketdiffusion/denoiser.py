@@ -7,17 +7,18 @@ from collections.abc import Mapping
 import numpy as np
 
 from pocketdiffusion.component import Component
-from pocketdiffusion.errors import GraphFailed
+from pocketdiffusion.errors import GraphFailed, InvalidRequest
 from pocketdiffusion.families import Conditioning
-from pocketdiffusion.sampling.denoise import Network, Pair
+from pocketdiffusion.sampling.denoise import Network, Passes
 from pocketdiffusion.tensors import AnyArray, Array, TensorSpec
 from pocketdiffusion.timing import Timings
 
 
 def network(component: Component, inputs: Mapping[str, Array], timings: Timings) -> Network:
     """(x, timestep) -> raw output, with the conditioning inputs bound; see `Conditioning` for "sample" among them."""
-    spec, channels = component.entry.inputs["timestep"], inputs.get("sample")
+    spec, channels = component.session.inputs["timestep"], inputs.get("sample")
     (output,) = component.entry.outputs
+    _check_length(component, inputs)
 
     def run(x: Array, timestep: float) -> Array:
         sample = x if channels is None else np.concatenate([x, channels], axis=1)
@@ -30,22 +31,27 @@ def network(component: Component, inputs: Mapping[str, Array], timings: Timings)
     return run
 
 
-def both(component: Component, conditioning: Conditioning, *, batched: bool, timings: Timings) -> Pair:
-    """(x, timestep) -> (unconditional, conditional) outputs, from one batch or from two runs in turn."""
-    negative, positive = conditioning.negative, conditioning.positive
-    if negative is None:
-        raise ValueError("guidance needs a negative conditioning")
-    if batched:
-        joined = {name: np.concatenate([negative[name], positive[name]]) for name in positive}
-        together = network(component, joined, timings)
+def passes(component: Component, conditioning: Conditioning, *, batched: bool, timings: Timings) -> Passes:
+    """(x, timestep) -> the outputs for each of `Conditioning.sides`, from one batch or from runs in turn."""
+    sides = conditioning.sides
+    if not batched:
+        networks = [network(component, side, timings) for side in sides]
+        return lambda x, timestep: tuple(run(x, timestep) for run in networks)
+    joined = {name: np.concatenate([side[name] for side in sides]) for name in conditioning.positive}
+    together = network(component, joined, timings)
+    return lambda x, timestep: tuple(np.split(together(np.concatenate([x] * len(sides)), timestep), len(sides)))
 
-        def pair(x: Array, timestep: float) -> tuple[Array, Array]:
-            output = together(np.concatenate([x, x]), timestep)
-            return output[: len(x)], output[len(x) :]
 
-        return pair
-    unconditional, conditional = (network(component, side, timings) for side in (negative, positive))
-    return lambda x, timestep: (unconditional(x, timestep), conditional(x, timestep))
+def _check_length(component: Component, inputs: Mapping[str, Array]) -> None:
+    """Raise InvalidRequest for a prompt that is longer than the only length that a graph takes."""
+    name = "encoder_hidden_states"
+    length = component.entry.inputs[name].shape[1]
+    if isinstance(length, int) and inputs[name].shape[1] > length:
+        raise InvalidRequest(
+            "prompt",
+            f"a prompt fills {inputs[name].shape[1] // length} times {length} tokens; this model's graphs are fixed to "
+            f"{length}: shorten it, or choose long_prompt='truncate'",
+        )
 
 
 def _timestep(spec: TensorSpec, timestep: float, rows: int) -> AnyArray:

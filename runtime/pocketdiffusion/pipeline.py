@@ -1,6 +1,6 @@
 """`Pipeline`: a loaded bundle that generates, and the only denoising loop.
 
-Limits: one image size per call; guidance is classifier-free only; graphs need a free batch axis.
+Limits: one image size per call; guidance is classifier-free only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.models import find_bundle
 from pocketdiffusion.component import Component, Residency
 from pocketdiffusion.components import choose_devices, describe_choices, open_components
-from pocketdiffusion.denoiser import both, network
+from pocketdiffusion.denoiser import network, passes
 from pocketdiffusion.errors import BundleUnsupported, InvalidRequest, NonFinite
 from pocketdiffusion.families import Conditioning, load_family
 from pocketdiffusion.generation import Generation, Run
@@ -26,11 +26,12 @@ from pocketdiffusion.image import to_pil, to_uint8
 from pocketdiffusion.noise import stacked
 from pocketdiffusion.request import Request, make_request, resolve
 from pocketdiffusion.result import DIGITAL_SOURCE, ComponentUse, Result, describe
+from pocketdiffusion.safety import COMPONENT, SafetyChecker
 from pocketdiffusion.sampling.denoise import Network, denoiser, guided, interval
 from pocketdiffusion.sampling.scheduler import SamplingPlan, sampling_plan
 from pocketdiffusion.sampling.schedules import Levels
 from pocketdiffusion.sampling.types import Noise, Step
-from pocketdiffusion.tasks import TASKS, Given, pasted, possible
+from pocketdiffusion.tasks import NEEDS, TASKS, Given, pasted, possible
 from pocketdiffusion.tensors import Array
 from pocketdiffusion.timing import timed
 
@@ -48,6 +49,8 @@ class Pipeline:
         """Diffusers' scheduler configuration; assign another to change sampler, schedule or parameterization."""
         self.notes: tuple[str, ...] = ()
         """Which device runs what, and why."""
+        self.safety_checker = SafetyChecker.of(bundle, components)
+        """Of bundles that hold one: blacks out pictures that it takes for unsafe. Assign None to switch it off."""
         self._family = load_family(bundle)
         self._interrupt = False
 
@@ -61,26 +64,32 @@ class Pipeline:
         precision: str = "float32",
         residency: Residency = "keep",
         variant: str | None = None,
+        safety_checker: Literal["bundle"] | None = "bundle",
     ) -> Pipeline:
         """Open a bundle, or another exporter's folder of graphs, by name, path or "owner/name" in the hub's cache.
 
         `device` is "auto", "cpu", "openvino:gpu" …, or one for each of text_encoder, denoiser and vae. `residency`
         "keep" leaves graphs open between calls; "release" closes each when its stage is over, so that the peak is the
         largest stage and not their sum. `variant` chooses among another exporter's graphs: "fp16" takes
-        ``model_fp16.onnx``. Raises BundleError and BackendError.
+        ``model_fp16.onnx``. `safety_checker` None switches the bundle's own off, as in Diffusers. Raises BundleError
+        and BackendError.
         """
         bundle = Bundle.open(find_bundle(model), variant=variant)
         choices = choose_devices(bundle, device)
         options = SessionOptions(threads=threads, precision=precision)
         pipe = cls(bundle, open_components(bundle, choices, options, residency))
         pipe.notes = (*bundle.notes, *describe_choices(choices))
+        if safety_checker is None:
+            pipe.safety_checker = None
         return pipe
 
     @overload
     def __call__(self, prompt: Prompts, *, return_dict: Literal[True] = True, **fields: Any) -> Result: ...
 
     @overload
-    def __call__(self, prompt: Prompts, *, return_dict: Literal[False], **fields: Any) -> tuple[Any, None]: ...
+    def __call__(
+        self, prompt: Prompts, *, return_dict: Literal[False], **fields: Any
+    ) -> tuple[Any, list[bool] | None]: ...
 
     def __call__(
         self,
@@ -89,7 +98,7 @@ class Pipeline:
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         **fields: Any,
-    ) -> Result | tuple[Any, None]:
+    ) -> Result | tuple[Any, list[bool] | None]:
         """Generate, with Diffusers' parameter names: see `Request` for the fields.
 
         `callback_on_step_end(pipe, step, timestep, {"latents": …})` may return a dict with other latents; setting
@@ -102,12 +111,13 @@ class Pipeline:
                 self._after_step(generation, step, callback_on_step_end)
             if self._interrupt:
                 generation.finish_early()
-        return generation.result if return_dict else (generation.result.images, None)
+        result = generation.result
+        return result if return_dict else (result.images, result.nsfw_content_detected)
 
     def stream(self, prompt: Prompts | Request, **fields: Any) -> Generation:
         """The generation as an iterator over its steps; closing it cancels. Raises InvalidRequest at once."""
         request = prompt if isinstance(prompt, Request) else make_request(prompt, **fields)
-        request = resolve(request, self.bundle.manifest.numbers)
+        request = resolve(request, self.bundle.manifest.numbers, self.bundle.manifest.tasks)
         self._check(request)
         options = {} if request.eta is None else {"eta": request.eta}
         plan = sampling_plan(self.scheduler_config, sampler=request.sampler, schedule=request.schedule, options=options)
@@ -119,7 +129,8 @@ class Pipeline:
     def close(self) -> None:
         """Free every graph."""
         for component in self.components.values():
-            component.close()
+            for part in (component, *component.sizes.values()):
+                part.close()
 
     def _after_step(self, generation: Generation, step: Step, callback: StepCallback) -> None:
         latents = generation.latents(step)
@@ -132,16 +143,25 @@ class Pipeline:
     def _generate(self, run: Run) -> Generator[Step, None, Result]:
         request, timings = run.request, run.timings
         for name in self._needed(request):
-            self.components[name].open_ahead()
+            self._part(name, request).open_ahead()
         with timings.span("text_encode"):
             conditioning = self._family.condition(request, self.components, timings)
         noise = stacked(request.noise_sources(), self._latent_shape(request))
         latents = yield from self._denoise(run, conditioning, noise)
-        images = None
+        images: Array | None = None
+        flags: list[bool] | None = None
         if request.output_type != "latent":
-            with timings.span("vae_decode"), self.components["vae_decoder"].use() as decoder:
-                images = pasted(vae.decode(decoder, latents, run.numbers, timings), request)
-        return self._result(run, conditioning, latents, images)
+            with self._part("vae_decoder", request).use() as decoder:
+                decoder.wait(timings)
+                with timings.span("vae_decode"):
+                    images = pasted(vae.decode(decoder, latents, run.numbers, timings), request)
+            if self.safety_checker is not None:
+                flags = self.safety_checker.black_out(images, timings)
+        return replace(
+            self._result(run, latents, images),
+            messages=(*conditioning.messages, *self._safety_messages(flags)),
+            nsfw_content_detected=flags,
+        )
 
     def _denoise(self, run: Run, conditioning: Conditioning, noise: Noise) -> Generator[Step, None, Array]:
         """The denoising loop. Returns the final latents."""
@@ -152,16 +172,15 @@ class Pipeline:
             run.parameterization,
             noise,
             self._encode(run),
-            run.numbers.vae_factor,
+            run.numbers,
             self._extra_channels,
         )
         start = TASKS[request.task](given)
         if start.channels is not None:
-            conditioning = conditioning.with_channels(start.channels)
+            conditioning = conditioning.with_channels(start.channels, guiding=request.task == "instruct")
         index = 0
-        with self.components[self._family.denoiser].use() as component:
-            with run.timings.span("wait_open"):
-                _ = component.session  # opened ahead in a thread; waiting for it is no part of the first step
+        with self._part(self._family.denoiser, request).use() as component:
+            component.wait(run.timings)  # opened ahead in a thread; that is no part of the first step
             denoise = start.wrap(denoiser(_answer(component, run, conditioning), run.parameterization))
             steps = run.plan.run(denoise, start.x, start.levels, noise)
             try:
@@ -176,10 +195,17 @@ class Pipeline:
 
     def _encode(self, run: Run) -> Callable[[Array, Noise], Array]:
         def encode(images: Array, noise: Noise) -> Array:
-            with run.timings.span("vae_encode"), self.components["vae_encoder"].use() as encoder:
-                return vae.encode(encoder, images, run.numbers, noise, run.timings)
+            with self._part("vae_encoder", run.request).use() as encoder:
+                encoder.wait(run.timings)
+                with run.timings.span("vae_encode"):
+                    return vae.encode(encoder, images, run.numbers, noise, run.timings)
 
         return encode
+
+    def _part(self, name: str, request: Request) -> Component:
+        """A component, of its graphs the one for the picture's size."""
+        numbers = self.bundle.manifest.numbers
+        return self.components[name].at(request.width or numbers.width, request.height or numbers.height)
 
     def _needed(self, request: Request) -> list[str]:
         """Components in the order of use."""
@@ -187,7 +213,8 @@ class Pipeline:
         first = [*texts, self._family.denoiser]
         encoder = ["vae_encoder"] if request.image is not None else []
         decoder = ["vae_decoder"] if request.output_type != "latent" else []
-        return first + encoder + decoder
+        checker = [self.safety_checker.component.name] if decoder and self.safety_checker is not None else []
+        return first + encoder + decoder + checker
 
     @property
     def _extra_channels(self) -> int:
@@ -206,7 +233,8 @@ class Pipeline:
         manifest = self.bundle.manifest
         tasks = possible(manifest, self._extra_channels)
         if request.task not in tasks:
-            raise BundleUnsupported(f"{manifest.name} can't do {request.task}; it was exported for {', '.join(tasks)}")
+            known = ", ".join(f"{task} (give {NEEDS[task]})" if task in NEEDS else task for task in tasks)
+            raise BundleUnsupported(f"{manifest.name} can't do {request.task}; it was exported for {known}")
         if request.latents is not None and request.latents.shape != self._latent_shape(request):
             raise InvalidRequest(
                 "latents", f"latents are {request.latents.shape}; this request needs {self._latent_shape(request)}"
@@ -218,16 +246,16 @@ class Pipeline:
                 raise InvalidRequest(
                     name, f"{name} is {size}; {manifest.name} takes multiples of {multiple}: try {nearest}"
                 )
-        fixed = manifest.components[self._family.denoiser].inputs["sample"].shape[2:]
+        graphs = manifest.components[self._family.denoiser].graphs
+        sizes = [graph.inputs["sample"].shape[2:] for graph in graphs]
         asked = self._latent_shape(request)[2:]
-        if any(isinstance(size, int) and size != want for size, want in zip(fixed, asked, strict=True)):
-            factor = manifest.numbers.vae_factor
-            allowed = "x".join(str(size * factor) if isinstance(size, int) else "any" for size in reversed(fixed))
+        if not any(_fits(size, asked) for size in sizes):
+            allowed = ", ".join(_pixels(size, manifest.numbers.vae_factor) for size in sizes)
             raise InvalidRequest(
                 "width", f"{request.width}x{request.height} was asked; {manifest.name} is fixed to {allowed}"
             )
 
-    def _result(self, run: Run, conditioning: Conditioning, latents: Array, images: Array | None) -> Result:
+    def _result(self, run: Run, latents: Array, images: Array | None) -> Result:
         request, backend = run.request, self.components[self._family.denoiser]
         pixels = None if images is None else to_uint8(images)
         chosen: Any = latents
@@ -237,24 +265,41 @@ class Pipeline:
             images=chosen,
             seeds=request.seeds,
             timings=run.timings,
-            configuration={name: ComponentUse.of(self.components[name]) for name in self._needed(request)},
+            configuration={name: ComponentUse.of(self._part(name, request)) for name in self._needed(request)},
             parameters=describe(request, run.plan, len(run.levels.timesteps), self.bundle, backend.device),
             digital_source=DIGITAL_SOURCE[request.task],
             pixels=pixels,
             latents=latents,
-            messages=conditioning.messages,
         )
+
+    def _safety_messages(self, flags: list[bool] | None) -> list[str]:
+        if COMPONENT in self.components and self.safety_checker is None:
+            return ["the model's safety checker is switched off; the pictures were not checked"]
+        return [
+            f"image {index} is black: the safety checker takes it for unsafe; try another prompt or seed"
+            for index, flag in enumerate(flags or (), 1)
+            if flag
+        ]
+
+
+def _fits(declared: Sequence[int | str | None], size: Sequence[int]) -> bool:
+    return all(axis == want for axis, want in zip(declared, size, strict=True) if isinstance(axis, int))
+
+
+def _pixels(declared: Sequence[int | str | None], factor: int) -> str:
+    """WIDTHxHEIGHT of latent axes (height, width)."""
+    return "x".join(str(axis * factor) if isinstance(axis, int) else "any" for axis in reversed(declared))
 
 
 def _answer(component: Component, run: Run, conditioning: Conditioning) -> Network:
-    """The denoiser's raw answer: the conditional one, or both passes combined by guidance."""
+    """The denoiser's raw answer: the conditional one, or all passes combined by guidance."""
     request = run.request
     conditional = network(component, conditioning.positive, run.timings)
     if conditioning.negative is None:
         return conditional
-    pair = both(component, conditioning, batched=request.batched_guidance, timings=run.timings)
+    each = passes(component, conditioning, batched=request.batched_guidance, timings=run.timings)
     active = interval(*request.guidance_interval, run.plan.train_timesteps)
-    return guided(pair, conditional, request.guidance_scale or 1.0, rescale=request.guidance_rescale, active=active)
+    return guided(each, conditional, *request.guidance_scales, rescale=request.guidance_rescale, active=active)
 
 
 def _levels(plan: SamplingPlan, request: Request) -> Levels:

@@ -26,6 +26,8 @@ LONG_PROMPT = ("chunk", "truncate")
 SIZE_IDS = ("original_size", "crops_coords_top_left", "target_size")
 STRENGTH = {"image-to-image": 0.8, "inpaint": 1.0}
 """Task -> default of `strength`, as in Diffusers."""
+IMAGE_GUIDANCE = 1.5
+"""Default of `image_guidance_scale` for models that follow instructions, as in Diffusers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,9 @@ class Request:
     `image`."""
     strength: float | None = None
     """0 to 1: share of the steps that are run on a starting picture; 0.8, or 1 with a mask."""
+    image_guidance_scale: float | None = None
+    """For models that change `image` as the prompt tells them (arXiv:2211.09800): how near the result stays to it; 1.5.
+    Below 1 it switches guidance off, also that by the prompt, as in Diffusers."""
     original_size: tuple[int, int] | None = None
     """SDXL: (height, width) in pixels that a training picture with this content had before scaling; the request's."""
     crops_coords_top_left: tuple[int, int] | None = None
@@ -98,10 +103,13 @@ class Request:
         _between("clip_skip", self.clip_skip, 0, 12)
         _between("strength", self.strength, 0, 1)
         _between("eta", self.eta, 0, 10)
+        _between("image_guidance_scale", self.image_guidance_scale, 0, 100)
         for name in SIZE_IDS:
             _check_pair(name, getattr(self, name))
         if self.mask_image is not None and self.image is None:
             raise InvalidRequest("mask_image", "mask_image was given without image; give the picture to repaint too")
+        if self.image_guidance_scale is not None:
+            self._check_instruction()
         _check_interval(self.guidance_interval)
         one_of("output_type", self.output_type, OUTPUT_TYPES)
         one_of("long_prompt", self.long_prompt, LONG_PROMPT)
@@ -118,6 +126,8 @@ class Request:
         """The task follows from which fields are set."""
         if self.image is None:
             return "text-to-image"
+        if self.image_guidance_scale is not None:
+            return "instruct"
         return "image-to-image" if self.mask_image is None else "inpaint"
 
     def noise_sources(self) -> tuple[Generator, ...]:
@@ -129,11 +139,34 @@ class Request:
     @property
     def guided(self) -> bool:
         """Whether classifier-free guidance is on. Call it on a resolved request."""
-        return self.guidance_scale is not None and self.guidance_scale > 1
+        by_image = self.image_guidance_scale is None or self.image_guidance_scale >= 1
+        return self.guidance_scale is not None and self.guidance_scale > 1 and by_image
+
+    @property
+    def guidance_scales(self) -> tuple[float, ...]:
+        """One for each condition that a pass adds: the picture's if it guides too, then the prompt's."""
+        by_image = () if self.image_guidance_scale is None else (self.image_guidance_scale,)
+        return (*by_image, 1.0 if self.guidance_scale is None else self.guidance_scale)
+
+    def _check_instruction(self) -> None:
+        if self.image is None:
+            raise InvalidRequest(
+                "image_guidance_scale", "image_guidance_scale was given without image; give the picture to change too"
+            )
+        for name in ("strength", "mask_image"):
+            if getattr(self, name) is not None:
+                raise InvalidRequest(
+                    name, f"{name} was given; a model that follows instructions takes image and image_guidance_scale"
+                )
 
 
-def resolve(request: Request, numbers: Numbers) -> Request:
-    """The same request with every default of the model filled in, and its pictures at the request's size."""
+def resolve(request: Request, numbers: Numbers, tasks: Sequence[str] = ()) -> Request:
+    """The same request with every default of the model filled in, and its pictures at the request's size.
+
+    A picture for a model whose only one of `tasks` is "instruct" is one to change by an instruction.
+    """
+    if tuple(tasks) == ("instruct",) and request.image is not None and request.image_guidance_scale is None:
+        request = replace(request, image_guidance_scale=IMAGE_GUIDANCE)
     width, height = _size(request, numbers)
     steps, scale = request.num_inference_steps, request.guidance_scale
     return replace(

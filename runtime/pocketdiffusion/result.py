@@ -12,7 +12,7 @@ from pocketdiffusion._version import __version__
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.component import Component
 from pocketdiffusion.image.metadata import Parameters
-from pocketdiffusion.request import Request
+from pocketdiffusion.request import STRENGTH, Request
 from pocketdiffusion.sampling.names import sampler_label, schedule_label
 from pocketdiffusion.sampling.scheduler import SamplingPlan
 from pocketdiffusion.tensors import AnyArray, Array
@@ -22,6 +22,7 @@ DIGITAL_SOURCE = {
     "text-to-image": "trainedAlgorithmicMedia",
     "image-to-image": "compositeWithTrainedAlgorithmicMedia",
     "inpaint": "compositeWithTrainedAlgorithmicMedia",
+    "instruct": "compositeWithTrainedAlgorithmicMedia",
 }
 """IPTC NewsCodes: what a saved picture says about its origin."""
 
@@ -57,7 +58,7 @@ class Result:
     seeds: tuple[int, ...]
     """One for each image; it makes the same image alone, unless one generator was given for several images."""
     timings: Timings
-    """Raw samples in seconds: text_encode, step, vae_decode, total, and each component's own runs and opening."""
+    """Spans: text_encode, step, vae_decode, wait_open, active, and each component's own runs and opening."""
     configuration: Mapping[str, ComponentUse]
     parameters: tuple[Parameters, ...]
     """What saved files say about each image."""
@@ -68,8 +69,8 @@ class Result:
     latents: Array
     """Final latents in the denoiser's coordinates."""
     messages: tuple[str, ...] = ()
-    nsfw_content_detected: None = None
-    """No bundle of this version contains a checker; the field has Diffusers' name."""
+    nsfw_content_detected: list[bool] | None = None
+    """For each image whether the safety checker blacked it out; None where none looked. Diffusers' name."""
 
     def save(self, pattern: str | Path, *, with_prompt: bool = True, quality: int = 95) -> list[Path]:
         """Write the images as PNG, JPEG or WebP by the pattern's suffix; see `image.output_path` for its fields."""
@@ -107,8 +108,10 @@ def _parameters(
 def _unusual(request: Request) -> dict[str, str]:
     """Parameters beyond A1111's common ones that shaped the picture, where they are not at their defaults."""
     found: dict[str, str] = {}
-    if request.image is not None:
+    if request.task in STRENGTH:
         found["Denoising strength"] = f"{request.strength:g}"
+    if request.image_guidance_scale is not None:
+        found["Image CFG scale"] = f"{request.image_guidance_scale:g}"
     if request.eta is not None:
         found["Eta"] = f"{request.eta:g}"
     if request.guidance_rescale:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pocketdiffusion.bundle.manifest import Manifest
+from pocketdiffusion.bundle.manifest import Manifest, Numbers
 from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.image import mask_to_latent
 from pocketdiffusion.request import Request
@@ -29,7 +29,7 @@ class Given:
     parameterization: Parameterization
     noise: Noise
     encode: Encode
-    vae_factor: int
+    numbers: Numbers
     extra_channels: int
     """Channels that the denoiser takes besides those of the latents."""
 
@@ -68,7 +68,7 @@ def inpaint(given: Given) -> Start:
     request, levels, image = given.request, _rest(given), _picture(given)
     if request.mask_image is None:
         raise InvalidRequest("mask_image", "inpaint needs mask_image")
-    mask = mask_to_latent(request.mask_image, given.vae_factor)
+    mask = mask_to_latent(request.mask_image, given.numbers.vae_factor)
     whole, made_for_it = request.strength == 1, given.extra_channels > 0
     original = None if whole and made_for_it else given.encode(image, given.noise)
     unit = _unit(given)
@@ -83,8 +83,19 @@ def inpaint(given: Given) -> Start:
             finish=lambda latents: _mixed(mask, latents, held),
         )
     masked = given.encode(image * (1 - _pixel_mask(request.mask_image)), given.noise)
-    channels = [np.broadcast_to(part, (request.batch, *part.shape[1:])) for part in (mask, masked)]
-    return Start(x, levels, channels=np.concatenate(channels, axis=1))
+    return Start(x, levels, channels=np.concatenate([_rows(request, part) for part in (mask, masked)], axis=1))
+
+
+def instruct(given: Given) -> Start:
+    """Change a picture as the prompt says (InstructPix2Pix, arXiv:2211.09800): pure noise, and the picture as channels.
+
+    Its latents are the mean of the VAE's posterior without the model's scale, as in Diffusers; no noise is drawn for
+    them.
+    """
+    numbers, unit = given.numbers, _unit(given)
+    latents = given.encode(_picture(given), lambda: np.zeros_like(unit[:1]))
+    unscaled = latents / np.float32(numbers.latent_scale) + np.float32(numbers.latent_shift)
+    return Start(_pure(given, unit), given.levels, channels=_rows(given.request, unscaled))
 
 
 def kept(denoise: Denoise, original: Array, unit: Array, mask: Array, first: float) -> Denoise:
@@ -113,13 +124,22 @@ TASKS: dict[str, Callable[[Given], Start]] = {
     "text-to-image": text_to_image,
     "image-to-image": image_to_image,
     "inpaint": inpaint,
+    "instruct": instruct,
 }
+
+NEEDS = {"image-to-image": "image", "inpaint": "image and mask_image", "instruct": "image"}
+"""Task -> parameters besides the prompt."""
 
 
 def possible(manifest: Manifest, extra_channels: int) -> tuple[str, ...]:
     """The tasks of a bundle. Older ones do not say that whoever starts from a picture can repaint a part of it."""
     able = "image-to-image" in manifest.tasks and extra_channels == 0
     return (*manifest.tasks, "inpaint") if able and "inpaint" not in manifest.tasks else manifest.tasks
+
+
+def _rows(request: Request, part: Array) -> Array:
+    """The same for each image of the batch."""
+    return np.broadcast_to(part, (request.batch, *part.shape[1:]))
 
 
 def _mixed(mask: Array, white: Array, black: Array) -> Array:

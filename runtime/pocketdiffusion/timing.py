@@ -1,6 +1,6 @@
 """Named time spans and peak memory: part of every result.
 
-Spans are wall time in seconds from `time.perf_counter`; samples are kept raw, one per call, in the order they ended.
+Spans are wall time in seconds from `time.perf_counter`; they are kept raw, one per call, in the order they ended.
 """
 
 from __future__ import annotations
@@ -10,16 +10,33 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 
 
+class TimedSpan(NamedTuple):
+    """One stretch of time."""
+
+    name: str
+    start: float
+    """`time.perf_counter` seconds: one clock for all threads and processes of a machine."""
+    seconds: float
+
+
 @dataclass(slots=True)
 class Timings:
-    """Raw samples by span name, e.g. ``{"text_encode": [0.01], "step": [0.02, 0.02], "vae_decode": [0.05]}``."""
+    """Spans of one call. Those of different threads may overlap, and some lie inside others."""
 
-    samples: dict[str, list[float]] = field(default_factory=dict)
+    spans: list[TimedSpan] = field(default_factory=list)
+
+    @property
+    def samples(self) -> dict[str, list[float]]:
+        """Seconds by span name, e.g. ``{"text_encode": [0.01], "step": [0.02, 0.02], "vae_decode": [0.05]}``."""
+        found: dict[str, list[float]] = {}
+        for span in self.spans:
+            found.setdefault(span.name, []).append(span.seconds)
+        return found
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -28,15 +45,15 @@ class Timings:
         try:
             yield
         finally:
-            self.add(name, time.perf_counter() - start)
+            self.add(name, time.perf_counter() - start, start)
 
-    def add(self, name: str, seconds: float) -> None:
-        """Add one sample."""
-        self.samples.setdefault(name, []).append(seconds)
+    def add(self, name: str, seconds: float, start: float | None = None) -> None:
+        """Add one span; without a `start` it ends now."""
+        self.spans.append(TimedSpan(name, time.perf_counter() - seconds if start is None else start, seconds))
 
     def total(self, name: str) -> float:
         """Sum of the samples under `name` in seconds, 0.0 when there are none."""
-        return sum(self.samples.get(name, ()))
+        return sum(span.seconds for span in self.spans if span.name == name)
 
 
 def timed(items: Iterator[Item], timings: Timings, name: str) -> Iterator[Item]:
@@ -47,7 +64,7 @@ def timed(items: Iterator[Item], timings: Timings, name: str) -> Iterator[Item]:
             item = next(items)
         except StopIteration:
             return
-        timings.add(name, time.perf_counter() - start)
+        timings.add(name, time.perf_counter() - start, start)
         yield item
 
 

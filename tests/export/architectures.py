@@ -67,6 +67,8 @@ def small(name: str) -> Architecture:
     unet = real.unet | UNET
     if "transformer_layers_per_block" in unet:
         unet |= {"transformer_layers_per_block": 2}
+    if "reverse_transformer_layers_per_block" in unet:
+        unet |= {"transformer_layers_per_block": [[1, 3], 1], "reverse_transformer_layers_per_block": [1, [1, 2, 3]]}
     second = real.text_encoder_2 and real.text_encoder_2 | TEXT
     vae = real.vae | VAE | {key: real.vae[key][:2] for key in ("down_block_types", "up_block_types")}
     return replace(real, unet=unet, vae=vae, text_encoder=real.text_encoder | TEXT, text_encoder_2=second)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,3 +102,31 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoding="utf-8",
     )
     return file
+
+
+@pytest.fixture(scope="module")
+def twins(request: pytest.FixtureRequest, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the test file's own `make` gives, and its export; see `family_sources`."""
+    from .family_sources import Twins
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Twins.of(tmp_path_factory.mktemp("family"), request.module.make, preset)
+
+
+@pytest.fixture(scope="module")
+def theirs(twins: Any) -> Any:
+    """Diffusers' pipeline."""
+    return twins.theirs
+
+
+@pytest.fixture(scope="module")
+def made(twins: Any) -> Any:
+    """What the export says of the bundle."""
+    return twins.made
+
+
+@pytest.fixture(scope="module")
+def ours(twins: Any) -> Any:
+    """The bundle's pipeline on every device."""
+    return twins.ours

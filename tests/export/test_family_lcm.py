@@ -21,36 +21,16 @@ from . import family_sources as tiny  # noqa: E402
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("lcm")
-
-
-@pytest.fixture(scope="module")
-def theirs(folder: Path) -> Any:
+def make(folder: Path) -> Any:
     scheduler = diffusers.LCMScheduler(**tiny.NOISE, clip_sample=False, set_alpha_to_one=True)
-    return tiny.sd(
-        folder / "source",
-        diffusers.LatentConsistencyModelPipeline,
-        scheduler,
-        unet_changes={"time_cond_proj_dim": 16},
-    )
+    kind = diffusers.LatentConsistencyModelPipeline
+    return tiny.sd(folder, kind, scheduler, unet_changes={"time_cond_proj_dim": 16})
 
 
-@pytest.fixture(scope="module")
-def summary(folder: Path, theirs: Any, preset: Path) -> Any:
-    return tiny.exported(folder / "source", folder / "bundle", preset)
-
-
-@pytest.fixture(scope="module")
-def ours(folder: Path, summary: Any) -> dict[str, Pipeline]:
-    return tiny.opened(folder / "bundle")
-
-
-def test_every_component_equals_its_source(summary: Any) -> None:
-    assert min(item.sqnr_db for item in summary.measured) >= 60
+def test_every_component_equals_its_source(made: Any) -> None:
+    assert min(item.sqnr_db for item in made.measured) >= 60
     names = ["sample", "timestep", "encoder_hidden_states", "timestep_cond"]
-    assert list(summary.manifest.components["unet"].inputs) == names
+    assert list(made.manifest.components["unet"].inputs) == names
 
 
 @pytest.mark.parametrize("device", tiny.DEVICES)

@@ -7,77 +7,34 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("openvino")
 
 from pocketdiffusion import Pipeline  # noqa: E402
 from pocketdiffusion.errors import BundleUnsupported  # noqa: E402
-from pocketdiffusion.verify import psnr_db  # noqa: E402
 from pocketdiffusion_export.errors import ExportError  # noqa: E402
 from pocketdiffusion_export.families.sdxl import FAMILY  # noqa: E402
+from pocketdiffusion_export.source import load  # noqa: E402
 
 from . import family_sources as tiny  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sdxl")
+def make(folder: Path) -> Any:
+    return tiny.sdxl(folder)
 
 
-@pytest.fixture(scope="module")
-def theirs(folder: Path) -> Any:
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    words = [tiny.tokenizer(folder / f"source/{name}") for name in ("tokenizer", "tokenizer_2")]
-    words[1].pad_token = "!"
-    second = tiny.text_config(words[1], hidden_size=48, projection_dim=24, num_hidden_layers=4, hidden_act="gelu")
-    unet = tiny.unet(
-        cross_attention_dim=80,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 24,
-        transformer_layers_per_block=(1, 2),
-        use_linear_projection=True,
-    )
-    pipe = tiny.seeded(
-        diffusers.StableDiffusionXLPipeline,
-        vae=tiny.vae(scaling_factor=0.13025),
-        text_encoder=CLIPTextModel(tiny.text_config(words[0])).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(second).eval(),
-        tokenizer=words[0],
-        tokenizer_2=words[1],
-        unet=unet.eval(),
-        scheduler=diffusers.EulerDiscreteScheduler(**tiny.NOISE, timestep_spacing="leading", steps_offset=1),
-    )
-    pipe.save_pretrained(str(folder / "source"))
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def summary(folder: Path, theirs: Any, preset: Path) -> Any:
-    return tiny.exported(folder / "source", folder / "bundle", preset)
-
-
-@pytest.fixture(scope="module")
-def ours(folder: Path, summary: Any) -> dict[str, Pipeline]:
-    return tiny.opened(folder / "bundle")
-
-
-def test_every_component_equals_its_source(summary: Any) -> None:
+def test_every_component_equals_its_source(made: Any) -> None:
     names = {"text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"}
-    assert {item.component for item in summary.measured} == names
-    assert min(item.sqnr_db for item in summary.measured) >= 60
+    assert {item.component for item in made.measured} == names
+    assert min(item.sqnr_db for item in made.measured) >= 60
 
 
-def test_names_are_optimums(summary: Any) -> None:
-    components = summary.manifest.components
+def test_names_are_optimums(made: Any) -> None:
+    components = made.manifest.components
     assert list(components["unet"].inputs) == [
         "sample",
         "timestep",
@@ -88,7 +45,7 @@ def test_names_are_optimums(summary: Any) -> None:
     states = [f"hidden_states.{index}" for index in range(5)]
     assert list(components["text_encoder_2"].outputs) == ["text_embeds", "last_hidden_state", *states]
     assert list(components["text_encoder"].outputs)[:2] == ["last_hidden_state", "pooler_output"]
-    assert summary.manifest.numbers.latent_scale == 0.13025
+    assert made.manifest.numbers.latent_scale == 0.13025
 
 
 @pytest.mark.parametrize("device", tiny.DEVICES)
@@ -137,29 +94,22 @@ def test_several_prompts_and_long_ones(ours: dict[str, Pipeline]) -> None:
 
 
 def test_image_to_image(ours: dict[str, Pipeline], theirs: Any) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8))
     pipe = tiny.seeded(diffusers.StableDiffusionXLImg2ImgPipeline, **theirs.components)
-    fields = {"image": picture, "strength": 0.6, "guidance_scale": 5.0}
+    fields = {"image": tiny.PICTURE, "strength": 0.6, "guidance_scale": 5.0}
     assert tiny.compare(ours["onnxruntime:cpu"], pipe, **fields) >= 50
 
 
 def test_inpaint(ours: dict[str, Pipeline], theirs: Any) -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8)
-    mask = np.zeros((32, 32), np.uint8)
-    mask[6:24, 9:28] = 255
     pipe = tiny.seeded(diffusers.StableDiffusionXLInpaintPipeline, **theirs.components)
-    common: dict[str, Any] = {"image": Image.fromarray(pixels), "mask_image": Image.fromarray(mask), "strength": 0.6}
-    common |= {"num_inference_steps": tiny.STEPS, "guidance_scale": 5.0, "output_type": "np", "width": 32, "height": 32}
-    expected = pipe("cat", generator=tiny.generator(7), **common).images[0]
-    found = ours["onnxruntime:cpu"]("cat", seed=7, **common).images[0]
-    assert psnr_db(np.round(expected[mask > 0] * 255), np.round(found[mask > 0] * 255)) >= 50
+    fields = {"image": tiny.PICTURE, "mask_image": tiny.MASK, "strength": 0.6, "guidance_scale": 5.0}
+    assert tiny.compare(ours["onnxruntime:cpu"], pipe, only_theirs=tiny.SIZE, **fields) >= 50
 
 
-def test_optimum_loads_the_bundle(folder: Path, ours: dict[str, Pipeline]) -> None:
+def test_optimum_loads_the_bundle(twins: Any) -> None:
     optimum = pytest.importorskip("optimum.onnxruntime")
-    pipe = optimum.ORTStableDiffusionXLPipeline.from_pretrained(str(folder / "bundle"))
+    pipe = optimum.ORTStableDiffusionXLPipeline.from_pretrained(str(twins.folder / "bundle"))
     pipe.set_progress_bar_config(disable=True)
-    assert tiny.compare(ours["onnxruntime:cpu"], pipe, guidance_scale=5.0, width=32, height=32) >= 50
+    assert tiny.compare(twins.ours["onnxruntime:cpu"], pipe, guidance_scale=5.0, **tiny.SIZE) >= 50
 
 
 def test_align_your_steps_takes_the_table_of_sdxl(ours: dict[str, Pipeline], theirs: Any) -> None:
@@ -175,3 +125,9 @@ def test_a_refiner_is_refused(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(theirs.unet, "_internal_dict", config)
     with pytest.raises(ExportError, match="refiners can't be exported"):
         FAMILY.components(theirs)
+
+
+def test_a_refiners_folder_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLImg2ImgPipeline"}', encoding="utf-8")
+    with pytest.raises(ExportError, match="an SDXL refiner only refines what a base model made: export the base model"):
+        load(str(tmp_path))

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -19,16 +17,8 @@ from . import family_sources as sources  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8))
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tiny_vae")
-
-
-@pytest.fixture(scope="module")
-def theirs(folder: Path) -> Any:
+def make(folder: Path) -> Any:
     torch.manual_seed(1)
     vae = diffusers.AutoencoderTiny(
         encoder_block_out_channels=(16, 16),
@@ -37,17 +27,7 @@ def theirs(folder: Path) -> Any:
         num_decoder_blocks=(2, 1),
     )
     scheduler = diffusers.EulerDiscreteScheduler(**sources.NOISE)
-    return sources.sd(folder / "source", diffusers.StableDiffusionPipeline, scheduler, vae=vae.eval())
-
-
-@pytest.fixture(scope="module")
-def made(folder: Path, theirs: Any, preset: Path) -> Any:
-    return sources.exported(folder / "source", folder / "bundle", preset)
-
-
-@pytest.fixture(scope="module")
-def ours(folder: Path, made: Any) -> dict[str, Pipeline]:
-    return sources.opened(folder / "bundle")
+    return sources.sd(folder, diffusers.StableDiffusionPipeline, scheduler, vae=vae.eval())
 
 
 def test_every_component_equals_its_source(made: Any) -> None:
@@ -64,9 +44,11 @@ def test_the_same_image(ours: dict[str, Pipeline], theirs: Any, device: str) -> 
 @pytest.mark.parametrize("device", sources.DEVICES)
 def test_the_same_image_from_an_image(ours: dict[str, Pipeline], theirs: Any, device: str) -> None:
     pipe = sources.seeded(diffusers.StableDiffusionImg2ImgPipeline, **theirs.components, requires_safety_checker=False)
-    assert sources.compare(ours[device], pipe, image=PICTURE, strength=0.6, guidance_scale=5.0) >= 50
+    assert sources.compare(ours[device], pipe, image=sources.PICTURE, strength=0.6, guidance_scale=5.0) >= 50
 
 
 def test_several_images_from_one(ours: dict[str, Pipeline]) -> None:
-    found = ours["onnxruntime:cpu"]("cat", seed=0, image=PICTURE, num_images_per_prompt=2, num_inference_steps=4)
+    found = ours["onnxruntime:cpu"](
+        "cat", seed=0, image=sources.PICTURE, num_images_per_prompt=2, num_inference_steps=4
+    )
     assert len(found.images) == 2

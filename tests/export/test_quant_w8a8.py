@@ -14,7 +14,7 @@ from pocketdiffusion import backends  # noqa: E402
 from pocketdiffusion.backends.base import SessionOptions  # noqa: E402
 from pocketdiffusion_export.errors import ExportError  # noqa: E402
 from pocketdiffusion_export.quant import Recipe, w8a8  # noqa: E402
-from pocketdiffusion_export.quant.calibrate import Range, best_range, measure_ranges  # noqa: E402
+from pocketdiffusion_export.quant.calibrate import Range, best_range, measure_ranges, part_of  # noqa: E402
 from pocketdiffusion_export.quant.w8a8 import quantize  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -172,7 +172,25 @@ def test_a_range_holds_zero_and_clips_only_rare_outliers() -> None:
     assert Range(-1.0, 1.0).zero_point in (127, 128)
 
 
-def test_measured_ranges_see_all_samples() -> None:
+def test_measured_ranges_see_all_samples(tmp_path: Path) -> None:
     feeds = [{"x": np.full((1, 4, 8, 8), value, np.float32)} for value in (-2, 7)]
-    (found,) = measure_ranges(network(), ["x"], feeds).values()
+    (found,) = measure_ranges(network(), ["x"], feeds, tmp_path).values()
     assert found.low == pytest.approx(-2) and found.high == pytest.approx(7)
+
+
+def test_layers_of_a_large_model_are_tried_on_a_part_of_one_image() -> None:
+    value = onnx.helper.make_tensor_value_info
+    inputs = [
+        value("sample", onnx.TensorProto.FLOAT, ["batch", 4, "height", "width"]),
+        value("timestep", onnx.TensorProto.FLOAT, []),
+        value("text", onnx.TensorProto.FLOAT, ["batch", 77, 8]),
+    ]
+    graph = onnx.helper.make_graph([], "test", inputs, [])
+    rows = np.arange(2 * 4 * 64 * 96, dtype=np.float32).reshape(2, 4, 64, 96)
+    feeds = {"sample": rows, "timestep": np.array(5, np.float32), "text": np.ones((2, 77, 8), np.float32)}
+    part = part_of(graph, feeds, weights=860_000_000)
+    assert np.array_equal(part["sample"], rows[1:, :, 24:40, 36:60])
+    assert part["text"].shape == (1, 77, 8) and part["timestep"] == 5
+    assert part_of(graph, feeds, weights=1_000_000) is feeds
+    fixed = onnx.helper.make_graph([], "test", [value("sample", onnx.TensorProto.FLOAT, ["batch", 4, 64, 96])], [])
+    assert part_of(fixed, {"sample": rows}, weights=860_000_000)["sample"].shape == (1, 4, 64, 96)

@@ -35,11 +35,14 @@ PUBLISHED = {
     ("sd21", "text_encoder"): 340_387_840,
     ("sdxl", "unet"): 2_567_463_684,
     ("sdxl", "text_encoder_2"): 694_659_840,
+    ("ssd-1b", "unet"): 1_331_334_404,
+    ("segmind-vega", "unet"): 745_225_604,
     ("bk-sdm-base", "unet"): 579_384_964,
     ("bk-sdm-small", "unet"): 482_346_884,
     ("bk-sdm-tiny", "unet"): 323_384_964,
 }
-"""Parameters; BK-SDM's in table 1 of arXiv 2305.15798 (0.58, 0.49, 0.33 thousand million)."""
+"""Parameters; BK-SDM's in table 1 of arXiv 2305.15798 (0.58, 0.49, 0.33 thousand million), Segmind's in arXiv
+2401.02677 (1.3 and 0.74 thousand million)."""
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in PUBLISHED}))

@@ -15,8 +15,11 @@ pytest.importorskip("diffusers")
 from safetensors.torch import save_file  # noqa: E402
 
 from pocketdiffusion_export.errors import ExportError  # noqa: E402
+from pocketdiffusion_export.families import FAMILIES  # noqa: E402
+from pocketdiffusion_export.registry import lookup  # noqa: E402
 from pocketdiffusion_export.source import load  # noqa: E402
 from pocketdiffusion_export.sources.architectures import ARCHITECTURES  # noqa: E402
+from pocketdiffusion_export.sources.single_file import KNOWN, Layout  # noqa: E402
 
 from .architectures import original, small  # noqa: E402
 
@@ -28,7 +31,7 @@ PARTS = ("unet", "vae", "text_encoder")
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    for name in ("sd15", "sd21", "sd21-base", "sdxl"):
+    for name in (*KNOWN, "sd21-base"):
         monkeypatch.setitem(ARCHITECTURES, name, small(name))
 
 
@@ -65,6 +68,24 @@ def test_sdxl_with_its_two_text_encoders(tmp_path: Path) -> None:
     one, other = found.text_encoder_2.state_dict(), expected.text_encoder_2.state_dict()
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     assert (found.tokenizer.pad_token, found.tokenizer_2.pad_token) == ("<|endoftext|>", "!")
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "task"),
+    [("sd15-inpaint", 9, "inpaint"), ("sd15-pix2pix", 8, "instruct"), ("sdxl-inpaint", 9, "inpaint")],
+)
+def test_models_for_one_task_are_known_by_their_channels(name: str, channels: int, task: str, tmp_path: Path) -> None:
+    file, expected = checkpoint(tmp_path, name)
+    loaded = load(str(file))
+    assert_same(loaded.pipe, expected)
+    assert type(loaded.pipe) is type(expected) and loaded.pipe.unet.config.in_channels == channels
+    assert lookup(FAMILIES, "family", loaded.family).tasks(loaded.pipe) == (task,)
+
+
+@pytest.mark.parametrize("name", ["bk-sdm-base", "bk-sdm-small", "ssd-1b", "segmind-vega"])
+def test_distilled_unets_are_known_by_their_blocks(name: str, tmp_path: Path) -> None:
+    file, expected = checkpoint(tmp_path, name)
+    assert_same(load(str(file)).pipe, expected)
 
 
 def test_half_precision_becomes_float32_exactly(tmp_path: Path) -> None:
@@ -105,6 +126,10 @@ def drop_one(tensors: dict[str, Any]) -> None:
     del tensors["model.diffusion_model.out.2.bias"]
 
 
+def add_guidance(tensors: dict[str, Any]) -> None:
+    tensors["model.diffusion_model.time_embed.cond_proj.weight"] = torch.zeros(16, 8)
+
+
 def widen(tensors: dict[str, Any]) -> None:
     for key in [key for key in tensors if "attn2.to_k" in key]:
         tensors[key] = torch.zeros(len(tensors[key]), 640)
@@ -119,7 +144,12 @@ def drop_unet(tensors: dict[str, Any]) -> None:
     ("name", "change", "message"),
     [
         ("sd15", drop_one, "1 tensors of the unet do not fit, first conv_out.bias: found none, needed"),
-        ("sd15", widen, "4 input channels and 640-wide text states is not known; known: sd15"),
+        (
+            "sd15",
+            add_guidance,
+            "1 tensors of the UNet are of no known use, first model.diffusion_model.time_embed.cond",
+        ),
+        ("sd15", widen, "a UNet with 4 input channels, 640-wide text states, "),
         ("sd15", drop_unet, "holds no checkpoint in the original layout"),
         ("sd21", lambda _: None, "put model.yaml with 'parameterization: v'"),
     ],
@@ -149,3 +179,10 @@ def test_contents_decide_and_not_the_name(content: bytes, message: str, tmp_path
     file.write_bytes(content)
     with pytest.raises(ExportError, match=message):
         load(str(file))
+
+
+def test_layouts_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    layouts = [Layout.of_config(ARCHITECTURES[name].unet) for name in KNOWN]
+    assert len(set(layouts)) == len(KNOWN)
+    assert Layout.of_config(ARCHITECTURES["ssd-1b"].unet) == Layout(4, 2048, 9, 1, 4)

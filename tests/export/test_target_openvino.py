@@ -130,6 +130,94 @@ def test_a_bin_that_is_too_short_is_refused(both: tuple[Made, Made], tmp_path: P
         check_content(tmp_path / "cut", manifest)
 
 
+def test_ir_is_what_openvino_genai_reads(both: tuple[Made, Made]) -> None:
+    """Names, types, ranks and order of inputs and outputs that openvino_genai 2026.4 relies on without looking.
+
+    Taken from its sources (src/cpp/src/image_generation/models); Text2ImagePipeline itself was run on such a bundle.
+    """
+    folder = both[1].destination
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert [index[name][1] for name in ("text_encoder", "unet", "vae")] == [
+        "CLIPTextModel",
+        "UNet2DConditionModel",
+        "AutoencoderKL",
+    ]
+    core = openvino.Core()
+    models = {name: core.read_model(folder / name / "openvino_model.xml") for name in COMPONENTS}
+    unet = {port.get_any_name(): port for port in models["unet"].inputs}
+    assert unet["timestep"].element_type == openvino.Type.i64
+    assert list(unet["timestep"].partial_shape) == [1]
+    assert unet.keys() == {"sample", "timestep", "encoder_hidden_states"}
+    models["unet"].reshape({"sample": [2, 4, 8, 8], "timestep": [1], "encoder_hidden_states": [2, 16, 32]})
+    assert models["text_encoder"].output(0).get_any_name() == "last_hidden_state"
+    assert models["vae_encoder"].output(0).get_any_name() == "latent_parameters"
+    for name in ("text_encoder", "vae_decoder", "vae_encoder"):
+        assert len(models[name].inputs) == 1
+    for name in ("unet", "vae_decoder", "vae_encoder"):
+        assert len(models[name].outputs) == 1
+    keys = {"unet": {"in_channels", "sample_size", "time_cond_proj_dim"}, "text_encoder": {"max_position_embeddings"}}
+    keys["vae_decoder"] = {"latent_channels", "scaling_factor", "block_out_channels"}
+    for name, wanted in keys.items():
+        assert wanted <= json.loads((folder / name / "config.json").read_text(encoding="utf-8")).keys()
+
+
+def test_fractions_of_timesteps_reach_the_graph(both: tuple[Made, Made]) -> None:
+    """IR declares whole timesteps; between them its answers are still those of the ONNX graph."""
+    images = [
+        np.asarray(
+            Pipeline.from_pretrained(made.destination, device="cpu")(
+                "red apple", seed=3, sampler="euler", schedule="karras", num_inference_steps=5
+            ).images[0]
+        )
+        for made in both
+    ]
+    assert psnr_db(*images) >= 50
+
+
+def test_without_its_converter_the_missing_tokenizer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pocketdiffusion_export.targets import openvino_tokenizer
+
+    monkeypatch.setattr(openvino_tokenizer, "PACKAGE", "no_such_package")
+    (note,) = openvino_tokenizer.write_tokenizers(tmp_path)
+    assert "no openvino_tokenizer.xml, without which openvino_genai can't load it; pip install" in note
+
+
+def test_tokenizers_are_converted_beside_their_sources(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the converter, whose node names differ from call to call as the true one's do."""
+    import itertools
+    import shutil
+    import types
+
+    from openvino import opset13 as opset
+
+    from pocketdiffusion_export.targets import openvino_tokenizer
+
+    count, given = itertools.count(), []
+
+    def convert(tokenizer: Any, *, truncation: bool) -> Any:
+        given.append((tokenizer.model_max_length, truncation))
+        text = opset.parameter([-1], openvino.Type.i64, name=f"Parameter_{next(count)}")
+        text.output(0).get_tensor().set_names({f"Parameter_{next(count)}"})
+        ids = opset.add(text, opset.constant(1, openvino.Type.i64), name=f"x{next(count)}")
+        ids.output(0).get_tensor().set_names({"input_ids"})
+        return openvino.Model([ids], [text], "tokenizer")
+
+    package = types.ModuleType("openvino_tokenizers")
+    package.convert_tokenizer = convert  # type: ignore[attr-defined]
+    package.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "openvino_tokenizers", package)
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(tiny / "tokenizer", tmp_path / name)
+    assert openvino_tokenizer.write_tokenizers(tmp_path) == ()
+    assert given == [(16, True)] * 2
+    for kind in ("xml", "bin"):
+        one, two = (tmp_path / name / f"openvino_tokenizer.{kind}" for name in ("tokenizer", "tokenizer_2"))
+        assert one.read_bytes() == two.read_bytes()
+
+
 def test_the_same_export_gives_the_same_bytes(tiny: Path, preset: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         export(make_plan(tiny, tmp_path / name, target="openvino", recipe="int8", preset=preset), lambda line: None)

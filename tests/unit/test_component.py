@@ -254,7 +254,7 @@ def test_timings_hold_each_opening_once_and_every_run():
     component.close()
     for _ in range(3):
         component.run(FEEDS, timings)
-    assert set(timings.samples) == {"unet.open", "unet.run"}
+    assert set(timings.samples) == {"wait_open", "unet.open", "unet.run"}
     assert len(timings.samples["unet.open"]) == 1
     assert timings.total("unet.open") >= 0.04
     assert len(timings.samples["unet.run"]) == 3

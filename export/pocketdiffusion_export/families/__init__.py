@@ -14,7 +14,17 @@ FAMILIES = {
 PIPELINES = {
     "StableDiffusionPipeline": "sd",
     "StableDiffusionInpaintPipeline": "sd",
+    "StableDiffusionInstructPix2PixPipeline": "sd",
     "LatentConsistencyModelPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLInpaintPipeline": "sdxl",
 }
 """Diffusers pipeline class -> family."""
+
+HINTS = {
+    "StableDiffusionXLImg2ImgPipeline": "an SDXL refiner only refines what a base model made: export the base model; a "
+    "base model saved under this class is exported when model_index.json says StableDiffusionXLPipeline",
+    "StableDiffusionImg2ImgPipeline": "the same model is exported when model_index.json says StableDiffusionPipeline: "
+    "its bundle does image-to-image too",
+}
+"""Pipeline classes that are not exported -> what to do instead."""

@@ -12,7 +12,7 @@ import torch
 
 from pocketdiffusion_export.component import Call, ComponentSpec
 from pocketdiffusion_export.families.parts import config_of
-from pocketdiffusion_export.forms import attend
+from pocketdiffusion_export.forms import attend, attend_masked
 
 MAX_CLIP_SKIP = 4
 
@@ -83,12 +83,19 @@ def _encode(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, 
     mask = causal[:, :, : ids.shape[1], : ids.shape[1]]
     states = [text.embeddings(input_ids=ids)]
     for layer in text.encoder.layers:
-        own, x = layer.self_attn, layer.layer_norm1(states[-1])
-        attended = attend(own.q_proj(x) * own.scale, own.k_proj(x), own.v_proj(x), own.num_heads, mask)
-        x = states[-1] + own.out_proj(attended)
-        states.append(x + layer.mlp(layer.layer_norm2(x)))
+        states.append(transformer_layer(layer, states[-1], mask))
     last = text.final_layer_norm(states[-1])
     return last, _pool(model.config.eos_token_id, last, ids), tuple(states)
+
+
+def transformer_layer(layer: Any, state: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """One layer of CLIP's text or vision transformer in the exported form."""
+    own, x = layer.self_attn, layer.layer_norm1(state)
+    parts = own.q_proj(x) * own.scale, own.k_proj(x), own.v_proj(x), own.num_heads
+    attended = attend(*parts) if mask is None else attend_masked(*parts, mask)
+    x = state + own.out_proj(attended)
+    result: torch.Tensor = x + layer.mlp(layer.layer_norm2(x))
+    return result
 
 
 def _pool(end: int, last: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from pocketdiffusion_export.component import Call, ComponentSpec, Feeds
 from pocketdiffusion_export.errors import ExportError
-from pocketdiffusion_export.forms import plain_attention
+from pocketdiffusion_export.forms import fused_attention
 
 TEXT_TIME = ("text_embeds", "time_ids")
 IDS = 6
@@ -134,7 +134,7 @@ def image_model(
     axes: Mapping[str, Mapping[int, str]],
     example: tuple[torch.Tensor, ...],
 ) -> ComponentSpec:
-    """A Diffusers model with one output, which runs as it is and is traced with plain attention."""
+    """A Diffusers model with one output, which runs as it is and is traced with fused attention."""
     return ComponentSpec(
         name=name,
         module=Call(model, function),
@@ -144,13 +144,13 @@ def image_model(
         axes=axes,
         example=example,
         config=config_of(model),
-        form=lambda: plain_attention(model),
+        form=lambda: fused_attention(model),
     )
 
 
-def other_shape(feeds: Feeds) -> Feeds:
-    """Three images of half the width, and twice the text: axes that tracing fixed do not take them."""
-    rows = {name: array if array.ndim == 0 else np.repeat(array[:1], 3, 0) for name, array in feeds.items()}
+def other_shape(feeds: Feeds, count: int = 3) -> Feeds:
+    """Several images of half the width, and twice the text: axes that tracing fixed do not take them."""
+    rows = {name: array if array.ndim == 0 else np.repeat(array[:1], count, 0) for name, array in feeds.items()}
     images = {name: array[:, :, :, : array.shape[3] // 2] for name, array in rows.items() if array.ndim == 4}
     texts = {name: np.concatenate([array, array], 1) for name, array in rows.items() if array.ndim == 3}
     return rows | images | texts

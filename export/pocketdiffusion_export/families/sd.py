@@ -1,6 +1,7 @@
-"""SD 1.x and 2.x, LCM, inpainting: one CLIP text encoder, a UNet with cross-attention, an AutoencoderKL.
+"""SD 1.x and 2.x, LCM, inpainting, instructions: one CLIP text encoder, a UNet with cross-attention, an AutoencoderKL.
 
-Limit: UNets whose input is the latents alone, or with a mask and the latents of a masked picture after them.
+Limit: UNets whose input is the latents alone, or with those of a picture after them, or with a mask and those of a
+masked picture.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from PIL import Image
 
 from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.golden import golden_inputs
+from pocketdiffusion.safety import COMPONENT as SAFETY_CHECKER
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion_export.component import ComponentSpec, Feeds
 from pocketdiffusion_export.errors import ExportError
@@ -29,12 +31,16 @@ from pocketdiffusion_export.families.parts import (
     vae_encoder,
     vae_factor,
 )
+from pocketdiffusion_export.families.safety import safety_checker, safety_samples, unchecked
 from pocketdiffusion_export.plan import ExportPlan, GoldenPlan
 
 SAMPLING_WORK = 2.9e13
 """UNet weights times latent cells, summed over the steps that make samples: 8 steps of SD 1.5 at 512x512."""
 MIN_SAMPLING_STEPS = 4
 """Of one prompt, so that samples come from all noise levels."""
+
+MARKS = {"mask_image": "inpaint", "image_guidance_scale": "instruct"}
+"""Parameter of a Diffusers pipeline -> the task of models that are made for it."""
 
 Rgb = tuple[tuple[float, float, float], ...]
 
@@ -47,23 +53,29 @@ class StableDiffusion:
     """Text encoder -> its tokenizer."""
 
     def components(self, pipe: Any) -> tuple[ComponentSpec, ...]:
-        """Text encoders, unet, vae_decoder and vae_encoder, with optimum's names of inputs and outputs."""
+        """Text encoders, unet, vae_decoder and vae_encoder, with optimum's names of inputs and outputs.
+
+        The safety checker too where the source has one.
+        """
         self.check(pipe)
-        return *self.text_encoders(pipe), unet(pipe), vae_decoder(pipe.vae), vae_encoder(pipe.vae)
+        checker = () if _checker(pipe) is None else (safety_checker(pipe.safety_checker),)
+        return *self.text_encoders(pipe), unet(pipe), vae_decoder(pipe.vae), vae_encoder(pipe.vae), *checker
 
     def check(self, pipe: Any) -> None:
         """Raise ExportError for what this family does not cover."""
-        config = pipe.unet.config
-        extra, plain = config.in_channels - config.out_channels, not _repaints(pipe)
-        if extra != (0 if plain else pipe.vae.config.latent_channels + 1):
+        config, latent = pipe.unet.config, pipe.vae.config.latent_channels
+        extra = {None: 0, "inpaint": latent + 1, "instruct": latent}
+        if config.in_channels - config.out_channels != extra[_only(pipe)]:
             raise ExportError(
                 f"a {type(pipe).__name__} with a UNet of {config.in_channels} input channels can't be exported; known: "
-                "4 in a text-to-image pipeline, whose bundle can also repaint, and 9 in an inpainting pipeline"
+                "4 in a text-to-image pipeline, whose bundle can also repaint, 9 in an inpainting pipeline, and 8 in "
+                "an InstructPix2Pix pipeline"
             )
 
     def tasks(self, pipe: Any) -> tuple[str, ...]:
         """What the bundle can do."""
-        return ("inpaint",) if _repaints(pipe) else ("text-to-image", "image-to-image", "inpaint")
+        only = _only(pipe)
+        return (only,) if only else ("text-to-image", "image-to-image", "inpaint")
 
     def text_encoders(self, pipe: Any) -> tuple[ComponentSpec, ...]:
         """Their graphs."""
@@ -94,7 +106,7 @@ class StableDiffusion:
         finally:
             hook.remove()
         denoiser.append(other_shape(denoiser[-1]))
-        decoder.append(other_shape(decoder[-1]))
+        decoder.append(other_shape(decoder[-1], 2))  # no more pixels than in one, as decoding takes much memory
         with torch.inference_mode():
             images = [pipe.vae.decode(torch.from_numpy(feeds["latent_sample"])).sample.numpy() for feeds in decoder]
         return {
@@ -102,6 +114,7 @@ class StableDiffusion:
             "unet": denoiser,
             "vae_decoder": decoder,
             "vae_encoder": [{"sample": image.clip(-1, 1)} for image in images],
+            **({} if _checker(pipe) is None else {SAFETY_CHECKER: safety_samples(pipe, images)}),
         }
 
     def numbers(self, pipe: Any, samples: Samples, plan: ExportPlan) -> Numbers:
@@ -122,16 +135,21 @@ class StableDiffusion:
     def generate(self, pipe: Any, golden: GoldenPlan, numbers: Numbers, output: str) -> Any:
         """Diffusers' own generation: a tensor of latents, or float32 pictures in [0, 1]."""
         given = golden_inputs(self.tasks(pipe), numbers.width, numbers.height)
-        return pipe(
-            golden.prompt,
-            width=numbers.width,
-            height=numbers.height,
-            num_inference_steps=numbers.default_steps if golden.steps is None else golden.steps,
-            guidance_scale=numbers.default_guidance if golden.guidance is None else golden.guidance,
-            generator=torch.Generator("cpu").manual_seed(golden.seed),
-            output_type=output,
-            **{name: Image.fromarray(pixels) for name, pixels in given.items()},
-        ).images
+        fixed: dict[str, Any] = {"width": numbers.width, "height": numbers.height}
+        if _only(pipe) == "inpaint":
+            fixed |= {"strength": 1.0}  # the runtime's default; SDXL's pipeline has 0.9999
+        if _only(pipe) == "instruct":
+            fixed = {}  # the picture's size is the result's
+        with unchecked(pipe):
+            return pipe(
+                golden.prompt,
+                num_inference_steps=numbers.default_steps if golden.steps is None else golden.steps,
+                guidance_scale=numbers.default_guidance if golden.guidance is None else golden.guidance,
+                generator=torch.Generator("cpu").manual_seed(golden.seed),
+                output_type=output,
+                **fixed,
+                **{name: Image.fromarray(pixels) for name, pixels in given.items()},
+            ).images
 
     def _numbers(self, pipe: Any, plan: ExportPlan, rgb: Rgb | None = None) -> Numbers:
         vae, given, factor = pipe.vae.config, plan.numbers, vae_factor(pipe.vae)
@@ -155,9 +173,15 @@ class StableDiffusion:
 FAMILY = StableDiffusion()
 
 
-def _repaints(pipe: Any) -> bool:
-    """Whether Diffusers' pipeline is one for inpainting."""
-    return "mask_image" in inspect.signature(pipe.__call__).parameters
+def _only(pipe: Any) -> str | None:
+    """The task of a Diffusers pipeline for models that can do nothing else."""
+    known = inspect.signature(pipe.__call__).parameters
+    return next((task for name, task in MARKS.items() if name in known), None)
+
+
+def _checker(pipe: Any) -> Any:
+    """The source's safety checker, or None; pipelines for SDXL know none."""
+    return getattr(pipe, SAFETY_CHECKER, None)
 
 
 def _sampling(pipe: Any, prompts: Sequence[str], numbers: Numbers) -> tuple[Sequence[str], int]:

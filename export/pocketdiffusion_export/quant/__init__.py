@@ -10,6 +10,8 @@ from dataclasses import dataclass
 QUANTIZERS = {
     "half": "pocketdiffusion_export.quant.half:quantize",
     "int4": "pocketdiffusion_export.quant.int4:quantize",
+    "mixed": "pocketdiffusion_export.quant.mixed:quantize",
+    "palette": "pocketdiffusion_export.quant.palette:quantize",
     "w8a8": "pocketdiffusion_export.quant.w8a8:quantize",
     "weight_only": "pocketdiffusion_export.quant.weight_only:quantize",
 }
@@ -22,7 +24,7 @@ class Recipe:
 
     name: str
     weights: str
-    """Storage of the weights, as the manifest says it: "float32", "float16", "int8", "int4"."""
+    """Storage of the weights, as the manifest says it: "float32", "float16", "int8", "int4", "mixed"."""
     min_sqnr_db: float
     """Least signal to noise ratio of every component against torch float32."""
     min_psnr_db: float
@@ -38,7 +40,11 @@ class Recipe:
     min_int4_sqnr_db: float = 0.0
     """Weights that come back with less than this as int4 become int8."""
     target_sqnr_db: float = 0.0
-    """Layers keep float activations, worst first, until quantizing the others leaves each component this much."""
+    """Layers keep float activations (w8a8) or more bits (mixed) until the choice leaves each component this much."""
+    bits: float = 0.0
+    """Average bits of a weight, scales included, that a component of mixed bits may have; 0: its error decides."""
+    palette: int = 0
+    """Bits of the indices of a weight's palette; 0 where there are none."""
 
 
 RECIPES = {
@@ -75,6 +81,46 @@ RECIPES = {
             min_elements=1024,
             min_weight_sqnr_db=32.0,
             target_sqnr_db=28.0,
+        ),
+        Recipe(
+            "mixed",
+            weights="mixed",
+            min_sqnr_db=28.0,
+            min_psnr_db=20.0,
+            method="mixed",
+            min_elements=1024,
+            group=32,
+            target_sqnr_db=38.0,
+        ),
+        Recipe(
+            "mixed-5bit",
+            weights="mixed",
+            min_sqnr_db=20.0,
+            min_psnr_db=15.0,
+            method="mixed",
+            min_elements=1024,
+            group=32,
+            bits=5.0,
+        ),
+        Recipe(
+            "palette4",
+            weights="palette4",
+            min_sqnr_db=10.0,
+            min_psnr_db=10.0,
+            method="palette",
+            min_elements=1024,
+            min_weight_sqnr_db=15.0,
+            palette=4,
+        ),
+        Recipe(
+            "palette6",
+            weights="palette6",
+            min_sqnr_db=20.0,
+            min_psnr_db=18.0,
+            method="palette",
+            min_elements=1024,
+            min_weight_sqnr_db=25.0,
+            palette=6,
         ),
     )
 }

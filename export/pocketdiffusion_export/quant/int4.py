@@ -1,4 +1,4 @@
-"""Weights of MatMul and Gemm as int4 with one float32 scale per output channel and group of inputs; the rest as int8.
+"""Weights of MatMul and Gemm as int4 with one float16 scale per output channel and group of inputs; the rest as int8.
 
 Symmetric, codes in [-7, 7], in ONNX's own blocked form: an int4 initializer and DequantizeLinear with `block_size`
 along the input axis, which opset 21 (IR version 10) brought. onnxruntime from 1.20 and OpenVINO open it; onnxruntime's
@@ -40,21 +40,40 @@ def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds] = 
         return blocks or int8_form(tensor, axes[tensor.name], recipe, report)
 
     replace_weights(model.graph, form)
+    raise_opset(model)
+    return report
+
+
+def raise_opset(model: onnx.ModelProto) -> None:
+    """To the one that int4 needs, in place. Raises ExportError when the model's nodes don't exist in it."""
     model.opset_import[0].version, model.ir_version = OPSET, IR_VERSION
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise ExportError(f"the graph can't be raised to opset {OPSET}, which int4 needs: {error}") from None
-    return report
 
 
 def quantize_blocks(weight: Array, axis: int, group: int) -> tuple[NDArray[np.int8], Array]:
-    """(codes of a matrix, float32 scales with one entry for each `group` indices of `axis`)."""
-    rows = np.moveaxis(weight, axis, 1)
+    """(codes, float32 scales that float16 holds exactly, with one entry for each `group` indices of `axis`)."""
+    rows = np.moveaxis(weight, axis, -1)
     blocks = rows.reshape(-1, group)
-    scale = best_scale(blocks, LEVELS)
+    limits = np.finfo(np.float16)
+    halves = np.clip(best_scale(blocks, LEVELS), limits.smallest_subnormal, limits.max).astype(np.float16)
+    scale: Array = halves.astype(np.float32)
     codes = np.clip(np.rint(blocks / scale[:, None]), -LEVELS, LEVELS).astype(np.int8)
-    return np.moveaxis(codes.reshape(rows.shape), 1, axis), np.moveaxis(scale.reshape(len(rows), -1), 1, axis)
+    scales = scale.reshape(*rows.shape[:-1], -1)
+    return np.moveaxis(codes.reshape(rows.shape), -1, axis), np.moveaxis(scales, -1, axis)
+
+
+def blocks_form(name: str, codes: NDArray[np.int8], scale: Array, axis: int) -> Form:
+    """A weight stored as what `quantize_blocks` gave; engines compute the Cast of the scales once, at load."""
+    names = [f"{name}_int4", f"{name}_scale"]
+    packed = onnx.helper.make_tensor(names[0], onnx.TensorProto.INT4, codes.shape, _pack(codes), raw=True)
+    halves = numpy_helper.from_array(np.asarray(scale, np.float16, order="C"), f"{name}_scale_half")
+    cast = onnx.helper.make_node("Cast", [halves.name], [names[1]], to=onnx.TensorProto.FLOAT)
+    group = codes.shape[axis] // scale.shape[axis]
+    node = onnx.helper.make_node("DequantizeLinear", names, [name], axis=axis, block_size=group)
+    return [packed, halves], [cast, node]
 
 
 def _int4_form(tensor: onnx.TensorProto, axis: int, recipe: Recipe, report: QuantReport) -> Form | None:
@@ -66,10 +85,7 @@ def _int4_form(tensor: onnx.TensorProto, axis: int, recipe: Recipe, report: Quan
     if sqnr < recipe.min_int4_sqnr_db:
         return None
     report.quantized[tensor.name] = sqnr
-    names = [f"{tensor.name}_int4", f"{tensor.name}_scale"]
-    packed = onnx.helper.make_tensor(names[0], onnx.TensorProto.INT4, weight.shape, _pack(codes), raw=True)
-    node = onnx.helper.make_node("DequantizeLinear", names, [tensor.name], axis=axis, block_size=recipe.group)
-    return [packed, numpy_helper.from_array(np.ascontiguousarray(scale), names[1])], [node]
+    return blocks_form(tensor.name, codes, scale, axis)
 
 
 def _pack(codes: NDArray[np.int8]) -> bytes:

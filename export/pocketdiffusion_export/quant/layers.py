@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
@@ -18,8 +20,10 @@ from onnx import numpy_helper
 from pocketdiffusion.tensors import AnyArray, Array
 from pocketdiffusion_export.quant.calibrate import Range
 
-Codes = Mapping[str, tuple[NDArray[np.int8], Array]]
-"""Weight -> its int8 codes and scales."""
+Pair = tuple[NDArray[np.int8], Array]
+"""A weight's int8 codes and scales."""
+
+Codes = Mapping[str, Pair]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +65,23 @@ def find_layers(graph: onnx.GraphProto, weights: Iterable[str]) -> list[Layer]:
     return found
 
 
-def float_copy(model: onnx.ModelProto, layers: Sequence[Layer], codes: Codes) -> onnx.ModelProto:
-    """A copy with int8 weights in these layers, float activations and no outputs."""
+def float_copy(model: onnx.ModelProto, layers: Sequence[Layer], codes: Codes, store: Path) -> onnx.ModelProto:
+    """A copy with int8 weights in these layers, float activations and no outputs; it belongs beside `store`.
+
+    The codes are written to that file, from which engines map them. Each weight is dequantized where it is used first:
+    run in the order of the nodes, few are held as float together.
+    """
     made = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     made.graph.name = model.graph.name
     made.graph.input.extend(model.graph.input)
-    for layer in {layer.weight: layer for layer in layers}.values():
-        made.graph.node.append(_int8_weight(made.graph, layer, codes))
     made.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name not in codes)
-    made.graph.node.extend(model.graph.node)
+    waiting = {layer.weight: layer for layer in layers}
+    with store.open("wb") as stream:
+        for node in model.graph.node:
+            for name in node.input:
+                if name in waiting:
+                    made.graph.node.append(_int8_weight(made.graph, waiting.pop(name), codes[name], stream))
+            made.graph.node.append(node)
     return made
 
 
@@ -91,19 +103,25 @@ def add_switches(graph: onnx.GraphProto, layers: Sequence[Layer], ranges: Mappin
     _rewrite(graph, layers, mix, shared=False)
 
 
-def make_integer(graph: onnx.GraphProto, layers: Sequence[Layer], ranges: Mapping[str, Range], codes: Codes) -> None:
-    """Quantize these layers in place: QuantizeLinear and DequantizeLinear around them, int8 weights, int32 biases."""
+def make_integer(
+    graph: onnx.GraphProto, layers: Sequence[Layer], ranges: Mapping[str, Range], codes: dict[str, Pair]
+) -> None:
+    """Quantize these layers in place: QuantizeLinear and DequantizeLinear around them, int8 weights, int32 biases.
+
+    Their codes are taken out of `codes`, so that both never fill the memory together.
+    """
 
     def pair(layer: int, observed: str, source: str, output: str) -> list[onnx.NodeProto]:
         return _quantize(graph, ranges[observed], source, output)
 
     _rewrite(graph, layers, pair, shared=True)
-    first = [_int8_weight(graph, layer, codes) for layer in {layer.weight: layer for layer in layers}.values()]
+    scales = {layer.weight: codes[layer.weight][1] for layer in layers}
+    first = [_int8_weight(graph, layer, codes.pop(layer.weight)) for layer in {x.weight: x for x in layers}.values()]
     by_result = {f"{layer.result}_float": layer for layer in layers if layer.bias is not None}
     for node in graph.node:
         if node.output[0] in by_result:
             layer = by_result[node.output[0]]
-            first.append(_int32_bias(graph, layer, ranges[layer.source].scale * codes[layer.weight][1]))
+            first.append(_int32_bias(graph, layer, ranges[layer.source].scale * scales[layer.weight]))
             node.input[2] = first[-1].output[0]
     first += graph.node
     _drop_unused(graph, first)
@@ -142,12 +160,27 @@ def _quantize(graph: onnx.GraphProto, span: Range, source: str, output: str) -> 
     ]
 
 
-def _int8_weight(graph: onnx.GraphProto, layer: Layer, codes: Codes) -> onnx.NodeProto:
-    """The zero points are written out, as older onnxruntimes want them."""
-    values, scale = codes[layer.weight]
-    arrays: dict[str, AnyArray] = {"int8": values, "scale": scale, "zero": np.zeros(len(scale), np.int8)}
-    names = [_constant(graph, f"{layer.weight}_{what}", array) for what, array in arrays.items()]
+def _int8_weight(graph: onnx.GraphProto, layer: Layer, pair: Pair, stream: BinaryIO | None = None) -> onnx.NodeProto:
+    """The zero points are written out, as older onnxruntimes want them. The codes go to `stream` if there is one."""
+    values, scale = pair
+    small: dict[str, AnyArray] = {"scale": scale, "zero": np.zeros(len(scale), np.int8)}
+    names = [f"{layer.weight}_int8", *(f"{layer.weight}_{what}" for what in small)]
+    if stream is None:
+        _constant(graph, names[0], values)
+    else:
+        _outside(graph, names[0], values, stream)
+    for name, array in zip(names[1:], small.values(), strict=True):
+        _constant(graph, name, array)
     return onnx.helper.make_node("DequantizeLinear", names, [layer.weight], axis=layer.axis)
+
+
+def _outside(graph: onnx.GraphProto, name: str, values: NDArray[np.int8], stream: BinaryIO) -> None:
+    tensor = graph.initializer.add(name=name, data_type=onnx.TensorProto.INT8, dims=values.shape)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    place = {"location": Path(stream.name).name, "offset": stream.tell(), "length": values.size}
+    stream.write(values.tobytes())
+    for key, value in place.items():
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def _int32_bias(graph: onnx.GraphProto, layer: Layer, scale: Array) -> onnx.NodeProto:
@@ -170,8 +203,9 @@ def _constant(graph: onnx.GraphProto, name: str, array: AnyArray) -> str:
 
 def _drop_unused(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
     used = {name for node in nodes for name in node.input} - {name for node in nodes for name in node.output}
-    tensors = [tensor for tensor in graph.initializer if tensor.name in used]
+    for index in reversed(range(len(graph.initializer))):  # a list made anew would hold copies of them all
+        if graph.initializer[index].name not in used:
+            del graph.initializer[index]
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.initializer[:], graph.node[:]
-    graph.initializer.extend(tensors)
+    del graph.node[:]
     graph.node.extend(copies)

@@ -3,7 +3,7 @@
 One file is meant to be fast on both engines; `layers.py` says what is quantized and why. Which layers keep float
 activations is decided by measured error: all are tried first, and if a component then misses the recipe's target, the
 layers that disturb its outputs most, each measured alone (neighbours together in a large component, where a run takes
-seconds), go back, as few as needed. What is not quantized is stored as
+seconds, on a part of the picture), go back, as few as needed. What is not quantized is stored as
 float16, which engines convert once at load, whereas an int8 weight would be converted in every run.
 
 Limits: integer products of uint8 and int8 saturate on x86 processors without VNNI, which costs accuracy there.
@@ -11,7 +11,9 @@ Limits: integer products of uint8 and int8 saturate on x86 processors without VN
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,15 +25,15 @@ from pocketdiffusion.tensors import AnyArray, Array
 from pocketdiffusion_export.component import Feeds
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.quant import Recipe
-from pocketdiffusion_export.quant.calibrate import Range, measure_ranges, runner
-from pocketdiffusion_export.quant.layers import Codes, Layer, add_switches, find_layers, float_copy, make_integer
+from pocketdiffusion_export.quant.calibrate import measure_ranges, part_of, runner
+from pocketdiffusion_export.quant.layers import Codes, Layer, Pair, add_switches, find_layers, float_copy, make_integer
 from pocketdiffusion_export.quant.report import QuantReport
 from pocketdiffusion_export.quant.weight_only import checked_pair
 from pocketdiffusion_export.quant.weights import Form, fits_half, half, replace_weights, weight_axes
 
 MAX_CALIBRATION, MAX_TRIALS = 32, 3
 """Samples to measure ranges with, and to decide with which layers go back."""
-SWITCHES = "quantize_layer"
+SWITCHES, STORE = "quantize_layer", "codes"
 LARGE, GROUPS = 100_000_000, 32
 """From this many quantized weights on, layers are tried and go back in so many groups of neighbours."""
 
@@ -53,7 +55,7 @@ def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds]) -
 def _quantize_layers(
     model: onnx.ModelProto,
     layers: Sequence[Layer],
-    codes: Codes,
+    codes: dict[str, Pair],
     recipe: Recipe,
     samples: Sequence[Feeds],
     report: QuantReport,
@@ -61,15 +63,25 @@ def _quantize_layers(
     """Measure, choose and rewrite. Samples are shuffled, as a stride over trajectories would meet the same steps."""
     shuffled = [samples[index] for index in np.random.default_rng(0).permutation(len(samples))]
     names = list(dict.fromkeys(name for layer in layers for name in layer.observed))
-    ranges = measure_ranges(float_copy(model, layers, codes), names, shuffled[:MAX_CALIBRATION])
-    active = _choose(model, layers, ranges, codes, recipe, shuffled[:MAX_TRIALS], report)
+    size = sum(codes[layer.weight][0].size for layer in layers)
+    trials = [part_of(model.graph, feeds, size) for feeds in shuffled[:MAX_TRIALS]]
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        copy = float_copy(model, layers, codes, folder / STORE)
+        ranges = measure_ranges(copy, names, shuffled[:MAX_CALIBRATION], folder)
+        copy = float_copy(model, layers, codes, folder / STORE)
+        add_switches(copy.graph, layers, ranges, SWITCHES)
+        disturbance = _disturbance(
+            runner(copy, [value.name for value in model.graph.output], folder), len(layers), trials
+        )
+        active = _choose(layers, codes, recipe, disturbance, report)
     make_integer(model.graph, active, ranges, codes)
     weights = {layer.weight for layer in active}
     report.quantized = {name: sqnr for name, sqnr in report.quantized.items() if name in weights}
     report.ranges = {name: (ranges[name].low, ranges[name].high) for layer in active for name in layer.observed}
 
 
-def _codes(graph: onnx.GraphProto, layers: Sequence[Layer], recipe: Recipe, report: QuantReport) -> Codes:
+def _codes(graph: onnx.GraphProto, layers: Sequence[Layer], recipe: Recipe, report: QuantReport) -> dict[str, Pair]:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     axes = {layer.weight: layer.axis for layer in layers}
     pairs = {name: checked_pair(tensors[name], axis, recipe, report) for name, axis in axes.items()}
@@ -77,19 +89,13 @@ def _codes(graph: onnx.GraphProto, layers: Sequence[Layer], recipe: Recipe, repo
 
 
 def _choose(
-    model: onnx.ModelProto,
     layers: Sequence[Layer],
-    ranges: dict[str, Range],
     codes: Codes,
     recipe: Recipe,
-    trials: Sequence[Feeds],
+    disturbance: Callable[[Array], float],
     report: QuantReport,
 ) -> list[Layer]:
     """Layers to quantize. Others are in the report with the SQNR that each alone leaves."""
-    outputs = [value.name for value in model.graph.output]
-    copy = float_copy(model, layers, codes)
-    add_switches(copy.graph, layers, ranges, SWITCHES)
-    disturbance = _disturbance(runner(copy, outputs), len(layers), trials)
     report.notes["sqnr_db_all_quantized"] = round(disturbance(np.ones(len(layers), np.float32)), 1)
     if report.notes["sqnr_db_all_quantized"] >= recipe.target_sqnr_db:
         return list(layers)

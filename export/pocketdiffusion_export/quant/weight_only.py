@@ -24,6 +24,8 @@ from pocketdiffusion_export.quant.weights import Form, along, replace_weights, s
 LEVELS = 127
 CLIP_RATIOS = np.linspace(1.0, 0.5, 26, dtype=np.float32)
 """Coarse on purpose: a grid in steps of 0.5 % lowered the weights' error by 0.2 dB and raised the outputs'."""
+CACHED = 1 << 16
+"""Values that are searched at a time: with what is computed of them they fit a core's own cache."""
 
 
 def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds] = ()) -> QuantReport:
@@ -41,11 +43,14 @@ def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds] = 
 def int8_form(tensor: onnx.TensorProto, axis: int, recipe: Recipe, report: QuantReport) -> Form | None:
     """One weight in this form, or None with the reason in the report."""
     pair = checked_pair(tensor, axis, recipe, report)
-    if pair is None:
-        return None
-    names = [f"{tensor.name}_int8", f"{tensor.name}_scale"]
-    node = onnx.helper.make_node("DequantizeLinear", names, [tensor.name], axis=axis)
-    return [numpy_helper.from_array(array, name) for array, name in zip(pair, names, strict=True)], [node]
+    return None if pair is None else channels_form(tensor.name, *pair, axis)
+
+
+def channels_form(name: str, codes: NDArray[np.int8], scale: Array, axis: int) -> Form:
+    """A weight stored as what `quantize_array` gave."""
+    names = [f"{name}_int8", f"{name}_scale"]
+    node = onnx.helper.make_node("DequantizeLinear", names, [name], axis=axis)
+    return [numpy_helper.from_array(array, name) for array, name in zip((codes, scale), names, strict=True)], [node]
 
 
 def checked_pair(
@@ -75,6 +80,13 @@ def quantize_array(weight: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
 
 def best_scale(rows: Array, levels: int) -> Array:
     """The float32 scale of each row for codes in [-levels, levels] with the least squared error of the grid."""
+    scale, step = np.empty(len(rows), np.float32), max(1, CACHED // rows.shape[1])
+    for start in range(0, len(rows), step):
+        scale[start : start + step] = _best_scale(rows[start : start + step], levels)
+    return scale
+
+
+def _best_scale(rows: Array, levels: int) -> Array:
     peak = np.abs(rows).max(1)
     peak[peak == 0] = 1.0
     best, error = peak / levels, np.full(len(rows), np.inf, np.float32)

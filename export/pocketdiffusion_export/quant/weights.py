@@ -37,16 +37,17 @@ def transposed(node: onnx.NodeProto) -> bool:
 def replace_weights(graph: onnx.GraphProto, form: Callable[[onnx.TensorProto], Form | None]) -> None:
     """Put initializers in another form, in place; None leaves one as it is."""
     nodes: list[onnx.NodeProto] = []
-    tensors: list[onnx.TensorProto] = []
-    for tensor in graph.initializer:
+    for tensor in list(graph.initializer):
         new = form(tensor)
-        tensors += [tensor] if new is None else new[0]
-        nodes += [] if new is None else new[1]
+        if new is not None:
+            (first, *others), made = new
+            tensor.CopyFrom(first)  # in place, as a list made anew would hold copies of them all
+            graph.initializer.extend(others)
+            nodes += made
     for index, node in enumerate(nodes):
         node.name = f"{node.op_type}_w{index}"
     nodes += graph.node
-    del graph.initializer[:], graph.node[:]
-    graph.initializer.extend(tensors)
+    del graph.node[:]
     graph.node.extend(nodes)
 
 

@@ -110,6 +110,13 @@ _UNET_XL = {
 
 _SD15 = Architecture(_UNET_1, _VAE, _CLIP_L, _PNDM)
 _SD21 = Architecture(_UNET_2 | {"sample_size": 96}, _VAE | {"sample_size": 768}, _OPEN_CLIP_H, _DDIM_V, pad_token="!")
+_UNET_SSD = _UNET_XL | {
+    "transformer_layers_per_block": [1, [2, 2], [4, 4]],
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+    "mid_block_type": "UNetMidBlock2D",
+}
+_UNET_VEGA = _UNET_XL | {"transformer_layers_per_block": [1, 1, 2], "mid_block_type": "UNetMidBlock2D"}
+
 _SDXL = Architecture(
     _UNET_XL,
     _VAE | {"sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
@@ -140,4 +147,7 @@ ARCHITECTURES = {
         pipeline="LatentConsistencyModelPipeline",
     ),
     "sdxl": _SDXL,
+    "sdxl-inpaint": replace(_SDXL, unet=_UNET_XL | {"in_channels": 9}, pipeline="StableDiffusionXLInpaintPipeline"),
+    "ssd-1b": replace(_SDXL, unet=_UNET_SSD),
+    "segmind-vega": replace(_SDXL, unet=_UNET_VEGA),
 }

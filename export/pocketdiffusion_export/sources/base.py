@@ -19,6 +19,7 @@ LOADERS = {
     "StableDiffusionInpaintPipeline": "diffusers",
     "StableDiffusionInstructPix2PixPipeline": "diffusers",
     "StableDiffusionXLPipeline": "diffusers",
+    "StableDiffusionXLInpaintPipeline": "diffusers",
     "LatentConsistencyModelPipeline": "diffusers",
     "UNet2DConditionModel": "diffusers",
     "AutoencoderKL": "diffusers",
@@ -34,10 +35,22 @@ LOADERS = {
     "CLIPTextModelWithProjection": "transformers",
     "CLIPTokenizer": "transformers",
     "CLIPTokenizerFast": "transformers",
+    "StableDiffusionSafetyChecker": "diffusers.pipelines.stable_diffusion.safety_checker",
+    "CLIPImageProcessor": "transformers",
+    "CLIPFeatureExtractor": "transformers",
 }
 """Class -> the library that it is loaded from. Which pipelines are exported is said by `families.PIPELINES`."""
 
-WEIGHTED = ("text_encoder", "text_encoder_2", "unet", "vae")
+RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
+"""Old names of classes in `LOADERS`."""
+
+WEIGHTED = ("text_encoder", "text_encoder_2", "unet", "vae", "safety_checker")
+
+TRANSFORMERS = ("text_encoder", "text_encoder_2", "safety_checker")
+"""Those whose classes are made as transformers' are."""
+
+CHECKING = ("safety_checker", "feature_extractor")
+"""Parts that a pipeline may have or not."""
 
 MAX_HEADER = 100 << 20
 """Bytes; safetensors' own limit for its header."""
@@ -65,17 +78,17 @@ def parts_of(pipeline: str) -> tuple[str, ...]:
 
 def class_named(name: str) -> Any:
     """A class of `LOADERS`."""
-    return getattr(importlib.import_module(LOADERS[name]), name)
+    return getattr(importlib.import_module(LOADERS[name]), RENAMED.get(name, name))
 
 
 def assemble(pipeline: str, parts: Mapping[str, Any]) -> Any:
-    """A Diffusers pipeline of loaded parts, without safety checker and progress bars."""
+    """A Diffusers pipeline of loaded parts, without progress bars."""
     made = class_named(pipeline)
-    unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    unused = {name: None for name in CHECKING} | {"requires_safety_checker": "safety_checker" in parts}
     known = inspect.signature(made).parameters
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks about old configs are for the source's author
-        pipe = made(**parts, **{name: value for name, value in unused.items() if name in known})
+        pipe = made(**{name: value for name, value in unused.items() if name in known} | dict(parts))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

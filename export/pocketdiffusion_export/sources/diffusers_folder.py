@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pocketdiffusion_export.errors import ExportError
-from pocketdiffusion_export.families import PIPELINES
+from pocketdiffusion_export.families import HINTS, PIPELINES
 from pocketdiffusion_export.sources.base import (
+    CHECKING,
     LOADERS,
+    TRANSFORMERS,
     WEIGHTED,
     Loaded,
     assemble,
@@ -30,13 +32,19 @@ def load(source: str) -> Loaded:
     folder = Path(source)
     index = _read_index(folder)
     pipeline = index["_class_name"]
-    names = parts_of(pipeline)
+    names = _parts(index)
     weights = [file for part in names if part in WEIGHTED for file in _weight_files(folder, part)]
     for file in weights:
         check_safetensors(file)
     pipe = assemble(pipeline, {part: _load_part(folder, part, index) for part in names} | _settings(index))
     hashes = {file.relative_to(folder).as_posix(): sha256(file) for file in weights}
     return Loaded(pipe, folder, PIPELINES[pipeline], hashes)
+
+
+def _parts(index: dict[str, Any]) -> tuple[str, ...]:
+    """What the pipeline is made of. A safety checker counts where the index names one; null stands for none."""
+    checks = index.get("safety_checker") not in (None, [None, None])
+    return (*parts_of(index["_class_name"]), *(CHECKING if checks else ()))
 
 
 def _settings(index: dict[str, Any]) -> dict[str, Any]:
@@ -56,12 +64,18 @@ def _read_index(folder: Path) -> dict[str, Any]:
     index = _read_json(path)
     found = index.get("_class_name")
     if found not in PIPELINES:
-        raise ExportError(f"{path}: pipeline class {found} can't be exported; known: {', '.join(sorted(PIPELINES))}")
-    for part in parts_of(str(found)):
+        hint = HINTS.get(str(found), f"known: {', '.join(sorted(PIPELINES))}")
+        raise ExportError(f"{path}: pipeline class {found} can't be exported; {hint}")
+    for part in _parts(index):
         named = index.get(part)
         if not (isinstance(named, list) and len(named) == 2 and named[1] in LOADERS):
             known = ", ".join(sorted(LOADERS))
             raise ExportError(f"{path}: '{part}' names {named}, which can't be exported; known classes: {known}")
+    if "safety_checker" in _parts(index) and not (folder / "safety_checker").is_dir():
+        raise ExportError(
+            f"{path} names a safety_checker, which the folder lacks; get it, or write [null, null] for it in that file "
+            "to export without"
+        )
     return index
 
 
@@ -78,7 +92,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _weight_files(folder: Path, part: str) -> list[Path]:
     if not (folder / part / "config.json").is_file():
         raise ExportError(f"{folder / part}/config.json is missing; the source is not a complete Diffusers folder")
-    stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+    stem = "model" if part in TRANSFORMERS else "diffusion_pytorch_model"
     files = sorted((folder / part).glob(f"{stem}*.safetensors"))
     files = [file for file in files if ".fp16." not in file.name and ".non_ema." not in file.name]
     if not files:
@@ -94,7 +108,7 @@ def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
         import torch
 
         options |= {"use_safetensors": True, "low_cpu_mem_usage": False}
-        options["dtype" if part.startswith("text_encoder") else "torch_dtype"] = torch.float32
+        options["dtype" if part in TRANSFORMERS else "torch_dtype"] = torch.float32
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -3,14 +3,16 @@
 The architecture follows from names and shapes. What shapes can't say is whether a model predicts noise or v: taken from
 the `v_pred` and `ztsnr` marks, from `modelspec.prediction_type` in the file's metadata, or from `parameterization` in
 the .yaml file that A1111 keeps beside a checkpoint. SD 2.x exists in both kinds, so there one of these is needed.
-Limits: the architectures of `LAYOUTS`; no EMA weights; the VAE and the text encoders must be in the file.
+Nor do they say that a model was distilled to few steps (Turbo, Lightning): its scheduler is that of the base model, and
+a preset gives steps and guidance.
+Limits: the architectures of `KNOWN`; no EMA weights; the VAE and the text encoders must be in the file.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,57 @@ from pocketdiffusion_export.sources.architectures import ARCHITECTURES, Architec
 from pocketdiffusion_export.sources.base import Loaded, check_safetensors, sha256
 from pocketdiffusion_export.sources.build import build, empty_modules, require_family
 
-LAYOUTS = {
-    (4, 768): "sd15",
-    (9, 768): "sd15-inpaint",
-    (8, 768): "sd15-pix2pix",
-    (4, 1024): "sd21",
-    (4, 2048): "sdxl",
-}
-"""(channels into the UNet, width of the text states) -> architecture."""
+KNOWN = (
+    *("sd15", "sd15-inpaint", "sd15-pix2pix", "bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny", "sd21"),
+    *("sdxl", "sdxl-inpaint", "ssd-1b", "segmind-vega"),
+)
+"""Architectures that can be told from each other by their `Layout`."""
 
 UNET = "model.diffusion_model."
-CONTEXT = re.compile(re.escape(UNET) + r"input_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k\.weight")
+CONTEXT = re.compile(re.escape(UNET) + r"input_blocks\.\d+\.1\.transformer_blocks\.(\d+)\.attn2\.to_k\.weight")
 PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "eps": "epsilon", "epsilon": "epsilon"}
 
 Tensors = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What of a UNet tells its architecture."""
+
+    channels: int
+    """That go in."""
+    width: int
+    """Of the text states."""
+    inputs: int
+    """Blocks on the way down, with convolutions and downsamplers."""
+    middles: int
+    depth: int
+    """Transformer blocks of the deepest attention on the way down."""
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> Layout:
+        """The layout that an architecture's UNet has."""
+        middles = {None: 0, "UNetMidBlock2D": 1}.get(config.get("mid_block_type", "UNetMidBlock2DCrossAttn"), 3)
+        inputs = len(config["block_out_channels"]) * (config.get("layers_per_block", 2) + 1)
+        depth = _deepest(config.get("transformer_layers_per_block", 1))
+        return cls(config.get("in_channels", 4), config["cross_attention_dim"], inputs, middles, depth)
+
+    @classmethod
+    def of_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
+        """The layout of a checkpoint; None where it holds no UNet of the original kind."""
+        first = shapes.get(f"{UNET}input_blocks.0.0.weight", ())
+        contexts = [(int(found[1]), shapes[key][-1]) for key in shapes if (found := CONTEXT.fullmatch(key))]
+        if len(first) != 4 or not contexts:
+            return None
+        inputs, middles = (
+            len({key.removeprefix(UNET).split(".")[1] for key in shapes if key.startswith(f"{UNET}{kind}.")})
+            for kind in ("input_blocks", "middle_block")
+        )
+        return cls(first[1], contexts[0][1], inputs, middles, max(index for index, _ in contexts) + 1)
+
+
+def _deepest(depth: int | Sequence[Any]) -> int:
+    return depth if isinstance(depth, int) else max(map(_deepest, depth))
 
 
 def load(source: str) -> Loaded:
@@ -51,26 +90,29 @@ def load(source: str) -> Loaded:
         raise ExportError(f"{file} is cut short or damaged ({error}); get it again") from None
     modules = empty_modules(architecture)
     for part, module in modules.items():
-        _fill(module, convert(part, module, tensors), part, file)
+        found = convert(part, module, tensors)
+        if part == "unet":
+            _check_whole(found, _below(tensors, UNET), file)
+        _fill(module, found, part, file)
     return build(architecture, modules, family, {file.name: sha256(file)})
 
 
 def detect(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], file: Path) -> Architecture:
-    """The architecture of a checkpoint. Raises ExportError when it is none of `LAYOUTS`."""
-    first = shapes.get(f"{UNET}input_blocks.0.0.weight", ())
-    contexts = sorted(key for key in shapes if CONTEXT.fullmatch(key))
-    if len(first) != 4 or not contexts:
+    """The architecture of a checkpoint. Raises ExportError when it is none of `KNOWN`."""
+    found = Layout.of_shapes(shapes)
+    if found is None:
         raise ExportError(
             f"{file} holds no checkpoint in the original layout (no {UNET}* of a known kind); "
             "give a whole checkpoint, or the Diffusers folder that a component belongs to"
         )
-    found = first[1], shapes[contexts[0]][-1]
-    if found not in LAYOUTS:
+    name = next((name for name in KNOWN if Layout.of_config(ARCHITECTURES[name].unet) == found), None)
+    if name is None:
         raise ExportError(
-            f"{file}: a UNet with {found[0]} input channels and {found[1]}-wide text states is not known; "
-            f"known: {', '.join(sorted(LAYOUTS.values()))}"
+            f"{file}: a UNet with {found.channels} input channels, {found.width}-wide text states, {found.inputs} "
+            f"blocks down and {found.middles} in the middle, and attention {found.depth} deep is not known; "
+            f"known: {', '.join(KNOWN)}"
         )
-    name, prediction = LAYOUTS[found], _prediction(shapes, metadata, file)
+    prediction = _prediction(shapes, metadata, file)
     if name == "sd21" and prediction is None:
         raise ExportError(
             f"{file}: SD 2.x models predict noise or v and this file does not say which; "
@@ -107,6 +149,16 @@ def convert(part: str, module: Any, tensors: Tensors) -> Tensors:
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:
     return {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _check_whole(converted: Tensors, given: Tensors, file: Path) -> None:
+    """Raise ExportError for tensors of the UNet that conversion passes over: they belong to another kind of model."""
+    used = {id(tensor) for tensor in converted.values()}
+    if unused := sorted(key for key, tensor in given.items() if id(tensor) not in used):
+        raise ExportError(
+            f"{file}: {len(unused)} tensors of the UNet are of no known use, first {unused[0]}; a model with further "
+            "inputs (such as LCM's guidance) is exported from its Diffusers folder"
+        )
 
 
 def _fill(module: Any, tensors: Tensors, part: str, file: Path) -> None:

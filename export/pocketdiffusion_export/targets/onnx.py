@@ -19,6 +19,7 @@ import torch
 
 from pocketdiffusion.tensors import AnyArray, TensorSpec
 from pocketdiffusion_export.component import ComponentSpec
+from pocketdiffusion_export.sizes import Shapes
 from pocketdiffusion_export.targets.onnx_clean import clean
 
 OPSET = 17
@@ -29,11 +30,16 @@ INLINE_BYTES = 1024
 PAGE = 4096
 """Alignment of tensors in the weights' file, for mapping."""
 
+_AS_TRACED: Shapes = {}
+_NONE: Mapping[str, Shapes] = {}
+
 
 class OnnxTarget:
     """Writes and reads ONNX graphs."""
 
     format = "onnx"
+    static = False
+    """Whether graphs have no free axes at all, batch and text length included."""
     graph = "model.onnx"
     """File name inside a component's folder."""
 
@@ -62,16 +68,34 @@ class OnnxTarget:
         _name_outputs(traced, spec)
         return clean(traced, _weights(module, {value.name for value in traced.graph.input}, release))
 
-    def save(self, model: onnx.ModelProto, file: Path) -> None:
-        """Write the model and check it; the same model gives the same bytes."""
-        if sum(tensor.ByteSize() for tensor in model.graph.initializer) > EXTERNAL_BYTES:
-            model = _with_external_data(model, file.with_name(f"{file.name}_data"))
-        file.write_bytes(model.SerializeToString(deterministic=True))
-        onnx.checker.check_model(file)
+    def save(
+        self, model: onnx.ModelProto, file: Path, shapes: Shapes = _AS_TRACED, others: Mapping[str, Shapes] = _NONE
+    ) -> None:
+        """Write the model and check it; the same model gives the same bytes.
 
-    def describe(self, model: onnx.ModelProto) -> tuple[Mapping[str, TensorSpec], Mapping[str, TensorSpec]]:
+        `shapes` fixes axes of inputs and outputs. `others` are graphs of other shapes by the names of their files
+        beside the first, whose weights they read.
+        """
+        if others or sum(tensor.ByteSize() for tensor in model.graph.initializer) > EXTERNAL_BYTES:
+            model = _with_external_data(model, file.with_name(f"{file.name}_data"))
+        for place, fixed in ((file, shapes), *((file.with_name(name), other) for name, other in others.items())):
+            place.write_bytes(_shaped(model, fixed).SerializeToString(deterministic=True))
+            onnx.checker.check_model(place)
+
+    def describe(
+        self, model: onnx.ModelProto, shapes: Shapes = _AS_TRACED
+    ) -> tuple[Mapping[str, TensorSpec], Mapping[str, TensorSpec]]:
         """Inputs and outputs by name."""
-        return {v.name: _spec(v) for v in model.graph.input}, {v.name: _spec(v) for v in model.graph.output}
+        graph = model.graph
+        return {v.name: _spec(v, shapes) for v in graph.input}, {v.name: _spec(v, shapes) for v in graph.output}
+
+    def place(self, component: str) -> str:
+        """A component's graph, relative to the bundle."""
+        return f"{component}/{self.graph}"
+
+    def finish(self, folder: Path) -> tuple[str, ...]:
+        """Nothing more belongs to the bundle."""
+        return ()
 
 
 TARGET = OnnxTarget()
@@ -119,7 +143,20 @@ def _with_external_data(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     )
 
 
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+def _shaped(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
+    """The model, or a copy with these axes."""
+    if not shapes:
+        return model
+    made = onnx.ModelProto.FromString(model.SerializeToString())
+    for value in (*made.graph.input, *made.graph.output):
+        if value.name in shapes:
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shapes[value.name]))
+    return made
+
+
+def _spec(value: onnx.ValueInfoProto, shapes: Shapes) -> TensorSpec:
     kind = value.type.tensor_type
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
-    return TensorSpec(dtype, tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim))
+    traced = tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim)
+    return TensorSpec(dtype, shapes.get(value.name, traced))

@@ -161,7 +161,8 @@ def _rebuild(model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: Con
     graph = onnx.helper.make_graph(nodes, "graph", inputs, list(model.graph.output))
     for value in (*graph.input, *graph.output):
         value.doc_string = ""
-    imports = [onnx.helper.make_opsetid("", opset)]
+    domains = {node.domain for node in nodes} - {""}
+    imports = [onnx.helper.make_opsetid("", opset), *(onnx.helper.make_opsetid(name, 1) for name in sorted(domains))]
     made = onnx.helper.make_model(graph, opset_imports=imports, producer_name="pocketdiffusion", ir_version=8)
     for name in set(constants).difference(used):
         del constants[name]

@@ -53,7 +53,7 @@ INSTALL = {
     "cuda": "pip install 'pocketdiffusion[cuda]'",
     "directml": "pip install 'pocketdiffusion[directml]'",
     "openvino": "pip install 'pocketdiffusion[openvino]'",
-    "coreml": "pip install 'pocketdiffusion[coreml]'",
+    "coreml": "pip install 'pocketdiffusion[coreml]' (on macOS only)",
 }
 
 

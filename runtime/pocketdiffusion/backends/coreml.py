@@ -1,8 +1,9 @@
 """Core ML, by coremltools: opens compiled models (.mlmodelc), packages (.mlpackage) and .mlmodel files, on macOS only.
 
 A compiled model opens at once; a package is compiled by the system at each opening. A compiled model is described by
-its `metadata.json`, a package by its protobuf. Limits: multi-array inputs and outputs only; Core ML decides for each
-layer which of the allowed units runs it, and does not tell; no thread count.
+its `metadata.json`, a package by its protobuf; Apple's names and layouts become ours (`apple.py`). Limits: multi-array
+inputs and outputs only; Core ML decides for each layer which of the allowed units runs it, and does not tell; no
+thread count.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pocketdiffusion import _telemetry
+from pocketdiffusion.backends.apple import translated
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.session import EngineSession, Execute, label, reason, require_device
 from pocketdiffusion.errors import BackendUnavailable, GraphFailed
@@ -67,13 +69,14 @@ class CoreMLBackend:
             raise GraphFailed(f"{label(graph)} could not be opened on coreml:{device}: {reason(error)}") from error
         if options.precision not in ("float32", precision):  # float32, the default, takes any model
             raise GraphFailed(f"{label(graph)}: asked for {options.precision}, the model is compiled for {precision}")
+        inputs, outputs, execute = translated(inputs, outputs, _executor(model, outputs))
         return EngineSession(
             graph,
             inputs=inputs,
             outputs=outputs,
             device=f"coreml:{device}",
             precision=precision,
-            execute=_executor(model, outputs),
+            execute=execute,
         )
 
 

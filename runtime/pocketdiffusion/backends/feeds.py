@@ -14,7 +14,7 @@ CASTABLE = frozenset({"int32", "int64", "float16", "float32", "float64"})
 
 
 def check_feeds(graph: str, feeds: Mapping[str, AnyArray], specs: Mapping[str, TensorSpec]) -> dict[str, AnyArray]:
-    """The feeds as C-contiguous arrays of the declared types.
+    """The feeds as C-contiguous arrays of the declared types. A scalar fills an input of one axis.
 
     Raises GraphFailed for a missing or unknown input, a wrong rank or fixed axis, a type that can't be converted, and a
     value that the declared type can't hold: 499.5 or 2**40 as int32, 1e6 as float16.
@@ -34,6 +34,8 @@ def describe(specs: Mapping[str, TensorSpec]) -> str:
 
 def _checked(graph: str, name: str, given: AnyArray, spec: TensorSpec) -> AnyArray:
     array = np.asarray(given)
+    if array.ndim == 0 and len(spec.shape) == 1:
+        array = np.full(spec.shape[0] if isinstance(spec.shape[0], int) else 1, array)
     dtype = array.dtype.name
     castable = dtype == spec.dtype or (dtype in CASTABLE and spec.dtype in CASTABLE)
     if not castable or not _fits(array.shape, spec.shape):

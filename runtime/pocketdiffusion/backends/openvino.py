@@ -22,7 +22,7 @@ import numpy as np
 from pocketdiffusion import _telemetry
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.session import EngineSession, Execute, label, reason, require_device
-from pocketdiffusion.bundle.openvino_xml import port_name
+from pocketdiffusion.bundle.openvino_xml import port_name, weights_name
 from pocketdiffusion.errors import BackendUnavailable, DeviceNotAttached, GraphFailed
 from pocketdiffusion.tensors import AnyArray, TensorSpec
 
@@ -68,18 +68,19 @@ class OpenVinoBackend:
         try:
             model = _read(core, graph)
             integer = _quantizes_activations(model)
+            given, made = ([_name(graph, port) for port in ports] for ports in (model.inputs, model.outputs))
             compiled = core.compile_model(model, device.upper(), properties)
         except Exception as error:  # the readers raise classes that share no base but Exception
             raise GraphFailed(f"{label(graph)} could not be opened on openvino:{device}: {reason(error)}") from error
         attached = [str(name).strip("()").lower() for name in compiled.get_property("EXECUTION_DEVICES")]
         if not any(name.startswith(device) for name in attached):
             raise DeviceNotAttached(f"{label(graph)}: asked for openvino:{device}, opened on {', '.join(attached)}")
-        outputs = {_name(graph, port): _spec(port) for port in compiled.outputs}
+        outputs = {name: _spec(port) for name, port in zip(made, compiled.outputs, strict=True)}
         if not outputs:  # an empty ONNX file reads as a model of nothing
             raise GraphFailed(f"{label(graph)} could not be opened on openvino:{device}: it has no outputs")
         return EngineSession(
             graph,
-            inputs={_name(graph, port): _input_spec(graph, port) for port in compiled.inputs},
+            inputs={name: _input_spec(graph, name, port) for name, port in zip(given, compiled.inputs, strict=True)},
             outputs=outputs,
             device=f"openvino:{device}",
             precision=_precision(graph, device, options, compiled, integer),
@@ -106,7 +107,9 @@ def _core() -> Any:
 def _read(core: Any, graph: Path) -> Any:
     """The model of a file. ONNX goes to its own reader: the general one tries all others on a broken file, aloud."""
     if graph.suffix != ".onnx":
-        return core.read_model(graph)
+        model = core.read_model(graph, graph.with_name(weights_name(graph.name)))
+        _take_fractions(model)
+        return model
     from openvino.frontend import FrontEndManager
 
     frontend = FrontEndManager().load_by_framework("onnx")
@@ -116,6 +119,20 @@ def _read(core: Any, graph: Path) -> Any:
     else:
         _fold(model)
     return model
+
+
+def _take_fractions(model: Any) -> None:
+    """Make whole-number inputs that are only turned into floats floats: optimum-intel's IR, and so ours, declares the
+    timestep as int64, and many schedules ask for timesteps in between.
+    """
+    from openvino import Type
+
+    for parameter in model.get_parameters():
+        readers = [reader.get_node() for reader in parameter.output(0).get_target_inputs()]
+        floats = all(node.get_type_name() == "Convert" and node.get_element_type().is_real() for node in readers)
+        if parameter.get_element_type() == Type.i64 and floats and readers:
+            parameter.set_element_type(Type.f32)
+            model.validate_nodes_and_infer_types()
 
 
 def _quantizes_activations(model: Any) -> bool:
@@ -177,7 +194,9 @@ def _precision(graph: Path, device: str, options: SessionOptions, compiled: Any,
 
 
 def _name(graph: Path, port: Any) -> str:
-    """The port's name, the same that `openvino_xml` reads from the file."""
+    """The name of a port of the model as read, the same that `openvino_xml` reads from the file: compiling gives ports
+    the names of nodes that fall away.
+    """
     names = [str(name) for name in port.get_names()]
     if not names:
         raise GraphFailed(f"{label(graph)}: an input or output has no name; export the graph with names")
@@ -190,9 +209,9 @@ def _spec(port: Any) -> TensorSpec:
     return TensorSpec(port.element_type.to_dtype().name, axes)
 
 
-def _input_spec(graph: Path, port: Any) -> TensorSpec:
+def _input_spec(graph: Path, name: str, port: Any) -> TensorSpec:
     if port.partial_shape.rank.is_dynamic:
-        raise GraphFailed(f"{label(graph)}: input '{_name(graph, port)}' has no rank; export the graph with shapes")
+        raise GraphFailed(f"{label(graph)}: input '{name}' has no rank; export the graph with shapes")
     return _spec(port)
 
 

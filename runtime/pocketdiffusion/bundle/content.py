@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,14 @@ _TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 def check_content(root: Path, manifest: Manifest) -> None:
     """Look into every file. `root` must be real. Raises BundleCorrupt, BundleUnsafe."""
     sizes = {entry.path: entry.size for entry in manifest.files}
-    graphs = {component.graph: component for component in manifest.components.values()}
+    entries = [(name, entry) for name, component in manifest.components.items() for entry in component.graphs]
+    graphs = {entry.graph: entry for _, entry in entries}
     raw: set[str] = set()
     for path in sorted(sizes, key=lambda path: not (path.endswith(_STRUCTURED) or path in graphs)):
         with contents(root, path) as data:
             _refuse_pickle(data, path, raw=path in raw)
             if path.endswith(".onnx") or (path in graphs and graphs[path].format == "onnx"):
-                raw |= _check_onnx(data, path, sizes, manifest.components)
+                raw |= _check_onnx(data, path, sizes, entries)
             elif path.endswith(".xml"):
                 raw |= _check_openvino(data, path, sizes)
             elif path.endswith(".safetensors"):
@@ -77,7 +78,9 @@ def _refuse_pickle(data: Data, path: str, *, raw: bool) -> None:
         raise BundleUnsafe(path, "holds a pickle or an archive of them, which can run code; convert it to safetensors")
 
 
-def _check_onnx(data: Data, path: str, sizes: Mapping[str, int], components: Mapping[str, ComponentEntry]) -> set[str]:
+def _check_onnx(
+    data: Data, path: str, sizes: Mapping[str, int], entries: Sequence[tuple[str, ComponentEntry]]
+) -> set[str]:
     """Returns the files that hold its weights."""
     facts = read_graph(data, path)
     files = set()
@@ -85,8 +88,8 @@ def _check_onnx(data: Data, path: str, sizes: Mapping[str, int], components: Map
         file = _beside(path, external.location, sizes)
         _check_range(path, file, external.offset, external.length or 0, sizes)
         files.add(file)
-    for name, component in components.items():
-        if component.graph == path and (difference := facts.mismatch(component.inputs, component.outputs)):
+    for name, entry in entries:
+        if entry.graph == path and (difference := facts.mismatch(entry.inputs, entry.outputs)):
             raise BundleCorrupt(path, f"{name}: {difference}")
     return files
 

@@ -6,11 +6,12 @@ A model's numbers live here and never in branches of the code. Reading and writi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pocketdiffusion.tensors import TensorSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest that is read. A bundle says the oldest that has all of it: 2 with graphs for several sizes, 1 without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,21 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class SizedGraph:
+    """A component's graph for a further image size. It reads the weights of the component's first graph."""
+
+    width: int
+    """Pixels."""
+    height: int
+    graph: str
+    """Path, as in `ComponentEntry`."""
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True, slots=True)
 class ComponentEntry:
-    """One graph of the bundle."""
+    """One component of the bundle: a graph, or one for each image size."""
 
     format: str
     """Graph format: "onnx", "openvino", "coreml"."""
@@ -40,6 +54,15 @@ class ComponentEntry:
     """Signal to quantization noise ratio against the float32 source, measured at export."""
     min_sqnr_db: float | None = None
     """What `verify` demands on another machine."""
+    sizes: tuple[SizedGraph, ...] = ()
+    """Graphs for further image sizes, where graphs are fixed to one each: `graph` is the native size's, which golden
+    tensors are about. The export stage checked these too; `verify` only hashes them."""
+
+    @property
+    def graphs(self) -> tuple[ComponentEntry, ...]:
+        """An entry for each graph, the native size's first, as if it were the only one."""
+        first = replace(self, sizes=())
+        return first, *(replace(first, graph=s.graph, inputs=s.inputs, outputs=s.outputs) for s in self.sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +109,8 @@ class GoldenImage:
     guidance: float
     file: str
     """PNG in the bundle."""
-    psnr_db: float
-    """What this bundle reached at export."""
+    psnr_db: float | None
+    """What this bundle reached at export; None where no engine could run it there."""
     min_psnr_db: float
 
 
@@ -113,4 +136,10 @@ class Manifest:
     golden: str | None = None
     """Path of a safetensors file with keys "component/in/name" and "component/out/name": float32 source outputs."""
     golden_image: GoldenImage | None = None
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
+    """What `version_needed` says."""
+
+
+def version_needed(components: Mapping[str, ComponentEntry]) -> int:
+    """The oldest format that can hold these components."""
+    return 2 if any(component.sizes for component in components.values()) else 1

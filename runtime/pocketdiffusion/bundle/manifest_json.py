@@ -13,7 +13,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +25,9 @@ from pocketdiffusion.bundle.manifest import (
     GoldenImage,
     Manifest,
     Numbers,
+    SizedGraph,
     Source,
+    version_needed,
 )
 from pocketdiffusion.bundle.paths import check_paths, folded
 from pocketdiffusion.bundle.strict_json import load_json, short
@@ -51,6 +53,8 @@ _RANGES: Mapping[tuple[type, str], tuple[float, float]] = {
     (FileEntry, "size"): (0, 1 << 45),
     (ComponentEntry, "sqnr_db"): _DECIBEL,
     (ComponentEntry, "min_sqnr_db"): _DECIBEL,
+    (SizedGraph, "width"): (1, 16384),
+    (SizedGraph, "height"): (1, 16384),
     (Numbers, "width"): (1, 16384),
     (Numbers, "height"): (1, 16384),
     (Numbers, "latent_channels"): (1, 1024),
@@ -70,6 +74,8 @@ _RANGES: Mapping[tuple[type, str], tuple[float, float]] = {
     (TensorSpec, "shape"): (1, (1 << 31) - 1),
     (Manifest, "format_version"): (1, FORMAT_VERSION),
 }
+_ADDED: Mapping[tuple[type, str], Any] = {(ComponentEntry, "sizes"): ()}
+"""Keys that a later format added, which are left out where they hold this value: older readers refuse what is new."""
 _PATTERNS: Mapping[tuple[type, str], tuple[re.Pattern[str], str]] = {
     (FileEntry, "sha256"): (_SHA256, "64 lower-case hexadecimal digits"),
     (Source, "sha256"): (_SHA256, "64 lower-case hexadecimal digits"),
@@ -135,7 +141,8 @@ def _hints(kind: Any) -> dict[str, Any] | None:
 def _encode(kind: Any, value: Any) -> Any:
     """JSON value of a dataclass field. int in a float field becomes float: one spelling for each value."""
     if (hints := _hints(kind)) is not None:
-        return {name: _encode(hint, getattr(value, name)) for name, hint in hints.items()}
+        kept = {name: hint for name, hint in hints.items() if not _left_out(kind, name, getattr(value, name))}
+        return {name: _encode(hint, getattr(value, name)) for name, hint in kept.items()}
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
         return None if value is None else _encode(arguments[0], value) if len(arguments) == 2 else value
@@ -144,6 +151,11 @@ def _encode(kind: Any, value: Any) -> Any:
     if origin is not None:
         return {key: _encode(arguments[1], item) for key, item in value.items()}
     return float(value) if kind is float else value
+
+
+def _left_out(kind: Any, name: str, value: Any) -> bool:
+    """Whether a field is not written. Read values are lists where fields are tuples."""
+    return (kind, name) in _ADDED and (tuple(value) if isinstance(value, list) else value) == _ADDED[kind, name]
 
 
 def _read(content: Any, file: str | Path) -> Manifest:
@@ -189,12 +201,15 @@ class _Reader:
             self._refuse(where, value, "an object")
         if unknown := value.keys() - hints.keys():
             self._refuse(where or "a key", min(unknown), ", ".join(sorted(hints)))
-        if missing := hints.keys() - value.keys():
+        if missing := {name for name in hints.keys() - value.keys() if (kind, name) not in _ADDED}:
             raise BundleCorrupt(self._file, f"{where or 'the manifest'} lacks the key {min(missing)}")
+        if needless := [name for name in value if _left_out(kind, name, value[name])]:
+            self._refuse(f"{where}.{needless[0]}", value[needless[0]], "no such key, or another value")
         return kind(
             **{
                 name: self.value(hint, value[name], f"{where}.{name}".lstrip("."), self._check(kind, name))
                 for name, hint in hints.items()
+                if name in value
             }
         )
 
@@ -256,11 +271,31 @@ def _check_whole(manifest: Manifest, file: str | Path) -> None:
             raise BundleCorrupt(file, f"component name {short(name)}, allowed: letters, digits, '.', '_' and '-'")
         if component.graph not in (packages if component.format == "coreml" else known):
             raise BundleCorrupt(file, f"graph {short(component.graph)} of {name} is not among its files")
+        _check_sizes(name, component, manifest.numbers, known, file)
     golden = [manifest.golden, manifest.golden_image and manifest.golden_image.file]
     for path in golden:
         if path is not None and path not in known:
             raise BundleCorrupt(file, f"golden file {short(path)} is not among its files")
     _check_numbers(manifest.numbers, file)
+    if manifest.format_version != (needed := version_needed(manifest.components)):
+        raise BundleCorrupt(file, f"format_version is {manifest.format_version}, what it holds is format {needed}")
+
+
+def _check_sizes(name: str, component: ComponentEntry, numbers: Numbers, known: Set[str], file: str | Path) -> None:
+    """Further sizes: each once, none the native one, with the first graph's inputs and outputs, in a listed file."""
+    taken = {(numbers.width, numbers.height)}
+    for sized in component.sizes:
+        size = (sized.width, sized.height)
+        if size in taken or any(side % numbers.size_multiple for side in size):
+            text = "{}x{}".format(*size)
+            raise BundleCorrupt(
+                file, f"{name} has size {text}; allowed: each size once, in multiples of {numbers.size_multiple}"
+            )
+        taken.add(size)
+        if sized.graph not in known:
+            raise BundleCorrupt(file, f"graph {short(sized.graph)} of {name} is not among its files")
+        if (sized.inputs.keys(), sized.outputs.keys()) != (component.inputs.keys(), component.outputs.keys()):
+            raise BundleCorrupt(file, f"{sized.graph} has other inputs or outputs than {component.graph}")
 
 
 def _check_numbers(numbers: Numbers, file: str | Path) -> None:

@@ -7,6 +7,7 @@ XML, offsets that are no plain numbers. Limits: IR version 11, as of OpenVINO 20
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from mmap import mmap
@@ -26,6 +27,7 @@ _DTYPES |= {
     f"{kind}{bits}": f"{name}{bits}" for kind, name in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)
 }
 _PRECISIONS = {"FP16": "f16", "FP32": "f32", "FP64": "f64", "BOOL": "boolean"}
+_SIZE = re.compile(r"_[1-9]\d*x[1-9]\d*$")
 _LAYER = ["net", "layers", "layer"]
 _EDGE = ["net", "edges", "edge"]
 
@@ -53,8 +55,11 @@ def read_ir(data: bytes | mmap, file: str) -> IrFacts:
 
 
 def weights_name(file: str) -> str:
-    """The name of the weights file that stands beside an IR's .xml file."""
-    return posixpath.basename(file).removesuffix(".xml") + ".bin"
+    """The name of the weights file that stands beside an IR's .xml file.
+
+    Graphs for further image sizes, `openvino_model_768x768.xml`, read that of the first: `openvino_model.bin`.
+    """
+    return _SIZE.sub("", posixpath.basename(file).removesuffix(".xml")) + ".bin"
 
 
 def port_name(names: list[str]) -> str:

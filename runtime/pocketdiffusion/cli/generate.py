@@ -43,9 +43,16 @@ def _picture_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rng", choices=("cpu", "cuda"), default="cpu", help="whose torch noise to reproduce (default: cpu)"
     )
-    group.add_argument("--image", metavar="FILE", help="start from this picture (image-to-image)")
+    group.add_argument("--image", metavar="FILE", help="start from this picture, or change it")
     group.add_argument("--mask", metavar="FILE", help="repaint only what is white in this picture (inpaint)")
     group.add_argument("--strength", type=float, help="how far to leave --image, 0 to 1 (default: 0.8; with --mask 1)")
+    group.add_argument(
+        "--image-guidance",
+        type=float,
+        metavar="SCALE",
+        help="for models that follow instructions: how near to stay to --image (default: 1.5)",
+    )
+    group.add_argument("--no-safety-checker", action="store_true", help="do not check pictures, if the model would")
     group.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: 95)")
     group.add_argument("--no-prompt-in-file", action="store_true", help="save the AI mark but not the parameters")
 
@@ -108,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         residency=args.residency,
         variant=args.variant,
+        safety_checker=None if args.no_safety_checker else "bundle",
     )
     generation = pipe.stream(" ".join(args.prompt), **fields)
     with Progress("generating", quiet=args.quiet) as progress:
@@ -143,6 +151,7 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "image": None if args.image is None else Path(args.image),
         "mask_image": None if args.mask is None else Path(args.mask),
         "strength": args.strength,
+        "image_guidance_scale": args.image_guidance,
     }
 
 
@@ -158,6 +167,7 @@ def _print(result: Any, paths: list[Path], *, as_json: bool) -> None:
         "timings": result.timings.samples,
         "configuration": {name: asdict(use) for name, use in result.configuration.items()},
         "messages": list(result.messages),
+        "nsfw_content_detected": result.nsfw_content_detected,
     }
     print(json.dumps(report, indent=2))
 

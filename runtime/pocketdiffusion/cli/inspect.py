@@ -6,9 +6,13 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pocketdiffusion.cli.command import Command
 from pocketdiffusion.cli.table import table
+
+if TYPE_CHECKING:
+    from pocketdiffusion.bundle.manifest import Manifest
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -61,7 +65,7 @@ def _bundle(subject: str, variant: str | None, *, as_json: bool) -> int:
         ("tasks", ", ".join(manifest.tasks)),
         ("recipe", manifest.recipe),
         ("source", f"{manifest.source.name} ({manifest.source.licence})"),
-        ("picture", f"{numbers.width}x{numbers.height}"),
+        ("picture", ", ".join(_sizes(manifest))),
         ("defaults", f"{numbers.default_steps} steps, guidance {numbers.default_guidance:g}"),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
     ]
@@ -79,6 +83,13 @@ def _bundle(subject: str, variant: str | None, *, as_json: bool) -> int:
     ]
     print("\n" + table(("component", "format", "weights", "SQNR", "inputs"), rows))
     return 0
+
+
+def _sizes(manifest: Manifest) -> list[str]:
+    """The native size, and the others that have graphs of their own."""
+    further = [(sized.width, sized.height) for entry in manifest.components.values() for sized in entry.sizes]
+    numbers = manifest.numbers
+    return [f"{width}x{height}" for width, height in dict.fromkeys([(numbers.width, numbers.height), *further])]
 
 
 def _names(tensors: object) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Protocol
 
+import numpy as np
+
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.component import Component
 from pocketdiffusion.errors import BundleUnsupported
@@ -29,12 +31,23 @@ class Conditioning:
     """None where guidance is off."""
     messages: tuple[str, ...] = ()
     """What the user should know, e.g. which part of a prompt was cut."""
+    blank: Mapping[str, Array] | None = None
+    """For guidance by a picture too: the negative with zeros in the picture's place."""
 
-    def with_channels(self, channels: Array) -> Conditioning:
-        """The same with further channels of the denoiser's input, equal for both passes."""
+    def with_channels(self, channels: Array, *, guiding: bool = False) -> Conditioning:
+        """The same with further channels of the denoiser's input, equal for both passes.
+
+        `guiding` channels are a third thing to be guided by: with guidance, there is a pass without them too.
+        """
         extra = {"sample": channels}
         negative = None if self.negative is None else {**self.negative, **extra}
-        return replace(self, positive={**self.positive, **extra}, negative=negative)
+        blank = {**negative, "sample": np.zeros_like(channels)} if guiding and negative is not None else None
+        return replace(self, positive={**self.positive, **extra}, negative=negative, blank=blank)
+
+    @property
+    def sides(self) -> tuple[Mapping[str, Array], ...]:
+        """The inputs of each pass of a guided step: (blank), (negative), positive."""
+        return tuple(side for side in (self.blank, self.negative, self.positive) if side is not None)
 
 
 class Family(Protocol):

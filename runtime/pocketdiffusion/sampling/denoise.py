@@ -19,8 +19,9 @@ from pocketdiffusion.tensors import Array
 Network = Callable[[Array, float], Array]
 """(input in the network's own coordinates, timestep) -> raw output, same shape, float32."""
 
-Pair = Callable[[Array, float], tuple[Array, Array]]
-"""(input, timestep) -> (unconditional, conditional) raw outputs; batched or in turn is the caller's business."""
+Passes = Callable[[Array, float], tuple[Array, ...]]
+"""(input, timestep) -> raw outputs from the unconditional to the fully conditional one, each with one condition more;
+batched or in turn is the caller's business."""
 
 Active = Callable[[float], bool]
 """timestep -> whether guidance applies."""
@@ -104,8 +105,13 @@ def interval(start: float, stop: float, train_steps: int) -> Active:
     return active
 
 
-def guided(pair: Pair, conditional: Network, scale: float, *, rescale: float = 0.0, active: Active = always) -> Network:
+def guided(
+    passes: Passes, conditional: Network, *scales: float, rescale: float = 0.0, active: Active = always
+) -> Network:
     """Classifier-free guidance (arXiv:2207.12598) on raw outputs; only `conditional` runs where not `active`.
+
+    There is a scale for each condition that a pass adds: the prompt's, or a picture's and then the prompt's
+    (arXiv:2211.09800, equation 3).
 
     `rescale` in [0, 1] pulls the guided output's deviation back to the conditional one's (arXiv:2305.08891, 3.4).
     """
@@ -113,9 +119,11 @@ def guided(pair: Pair, conditional: Network, scale: float, *, rescale: float = 0
     def network(x: Array, timestep: float) -> Array:
         if not active(timestep):
             return conditional(x, timestep)
-        unconditional, positive = pair(x, timestep)
-        output = unconditional + scale * (positive - unconditional)
-        return _rescaled(output, positive, rescale) if rescale > 0 else output
+        outputs = passes(x, timestep)
+        output = outputs[0]
+        for scale, less, more in zip(scales, outputs[:-1], outputs[1:], strict=True):
+            output = output + scale * (more - less)
+        return _rescaled(output, outputs[-1], rescale) if rescale > 0 else output
 
     return network
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketdiffusion.bundle.foreign.configs import INDEX, SCHEDULER, Configs, list_files
+from pocketdiffusion.bundle.foreign.configs import INDEX, PREPROCESSOR, SCHEDULER, Configs, list_files
 from pocketdiffusion.bundle.foreign.contract import component_entry
-from pocketdiffusion.bundle.foreign.graphs import choose_graphs, graph_files
+from pocketdiffusion.bundle.foreign.graphs import CHECKER, choose_graphs, graph_files
 from pocketdiffusion.bundle.foreign.numbers import make_numbers
 from pocketdiffusion.bundle.foreign.scheduler import check_scheduler
 from pocketdiffusion.bundle.integrity import file_size
@@ -36,6 +36,7 @@ FAMILIES = {
     "LatentConsistencyModelPipeline": "sd",
     "LatentConsistencyModelImg2ImgPipeline": "sd",
     "StableDiffusionInpaintPipeline": "sd",
+    "StableDiffusionInstructPix2PixPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl",
     "StableDiffusionXLInpaintPipeline": "sdxl",
@@ -75,7 +76,7 @@ def read_foreign(root: Path, variant: str | None = None) -> Foreign:
     """
     configs = Configs(root)
     index = configs.read(INDEX)
-    chosen, notes = choose_graphs(root, variant)
+    chosen, notes = choose_graphs(root, variant, checked=_is_checked(index, root))
     entries, weights = {}, set[str]()
     for name, graph in chosen.items():
         entries[name], found = component_entry(root, name, graph)
@@ -112,6 +113,11 @@ def _class_name(index: dict[str, Any], root: Path) -> str:
     return name
 
 
+def _is_checked(index: dict[str, Any], root: Path) -> bool:
+    """Whether the pipeline has a safety checker and what it needs; null in the index stands for none."""
+    return index.get(CHECKER) not in (None, [None, None]) and os.path.lexists(root / PREPROCESSOR)
+
+
 def _few_steps(index: dict[str, Any], configs: Configs, class_name: str, root: Path) -> bool:
     """Whether the model was distilled to few steps without guidance, by its scheduler, its class or its name."""
     scheduler = configs.read(SCHEDULER).get("_class_name")
@@ -121,10 +127,10 @@ def _few_steps(index: dict[str, Any], configs: Configs, class_name: str, root: P
 
 
 def _tasks(entries: Mapping[str, ComponentEntry], latent_channels: int) -> tuple[str, ...]:
-    """A denoiser that takes a mask and a masked picture besides the latents can do nothing else."""
+    """A denoiser that takes a picture, or a mask and a masked picture, besides the latents can do nothing else."""
     channels = entries["unet"].inputs["sample"].shape[1]
     if isinstance(channels, int) and channels > latent_channels:
-        return ("inpaint",)
+        return ("instruct",) if channels == 2 * latent_channels else ("inpaint",)
     return ("text-to-image", "image-to-image") if "vae_encoder" in entries else ("text-to-image",)
 
 

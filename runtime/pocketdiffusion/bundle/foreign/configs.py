@@ -13,8 +13,11 @@ from pocketdiffusion.errors import BundleCorrupt
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 
+PREPROCESSOR = "feature_extractor/preprocessor_config.json"
+"""What is done to a picture before the safety checker sees it."""
+
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
-_FOLDERS = ("text_encoder", "text_encoder_2", "unet", "vae", "vae_decoder", "vae_encoder")
+_FOLDERS = ("text_encoder", "text_encoder_2", "unet", "vae", "vae_decoder", "vae_encoder", "safety_checker")
 _IGNORED = "openvino_"
 """OpenVINO's own tokenizer graphs begin with it; the runtime reads the vocabulary that lies beside them."""
 
@@ -41,7 +44,7 @@ class Configs:
 
 def list_files(root: Path) -> set[str]:
     """Paths of the configs that are there: the index, the scheduler's, the tokenizers' and those of the graphs."""
-    fixed = [INDEX, SCHEDULER, *(f"{folder}/config.json" for folder in _FOLDERS)]
+    fixed = [INDEX, SCHEDULER, PREPROCESSOR, *(f"{folder}/config.json" for folder in _FOLDERS)]
     found = {path for path in fixed if os.path.lexists(root / path)}
     for folder in _TOKENIZERS:
         for name in names_in(root / folder):

@@ -20,12 +20,14 @@ from pocketdiffusion.tensors import TensorSpec
 
 _RANKS = {"sample": (4,), "latent_sample": (4,), "encoder_hidden_states": (3,), "input_ids": (2,), "timestep": (0, 1)}
 _RANKS |= {"text_embeds": (2,), "time_ids": (2,), "timestep_cond": (2,), "return_dict": (0, 1)}
+_RANKS |= {"clip_input": (4,), "images": (4,)}
 _TAKES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text_encoder": (("input_ids",), ()),
     "text_encoder_2": (("input_ids",), ()),
     "unet": (("sample", "timestep", "encoder_hidden_states"), ("text_embeds", "time_ids", "timestep_cond")),
     "vae_decoder": (("latent_sample",), ()),
     "vae_encoder": (("sample",), ()),
+    "safety_checker": (("clip_input",), ("images",)),
 }
 """Component -> inputs that it has, inputs that it may have. Any may have "return_dict": see `component.UNUSED`."""
 _GIVES: Mapping[str, tuple[str, ...]] = {
@@ -34,6 +36,7 @@ _GIVES: Mapping[str, tuple[str, ...]] = {
     "unet": ("out_sample", "sample"),
     "vae_decoder": ("sample",),
     "vae_encoder": ("latent_parameters", "latent_sample"),
+    "safety_checker": ("has_nsfw_concepts",),
 }
 """Component -> outputs of which it has at least one."""
 _MAX_AXIS = (1 << 31) - 1

@@ -11,12 +11,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketdiffusion.bundle.foreign.configs import names_in
+from pocketdiffusion.bundle.foreign.configs import INDEX, PREPROCESSOR, names_in
 from pocketdiffusion.bundle.strict_json import short
 from pocketdiffusion.errors import BundleCorrupt, BundleUnsupported
 
-COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
-OPTIONAL = ("text_encoder_2", "vae_encoder")
+CHECKER = "safety_checker"
+COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder", CHECKER)
+OPTIONAL = ("text_encoder_2", "vae_encoder", CHECKER)
 PLAIN = "default"
 ORDER = (PLAIN, "openvino", "fp32", "fp16", "int8", "uint8", "quantized", "q8", "int4", "q4", "q4f16", "bnb4")
 
@@ -40,9 +41,15 @@ def graph_files(root: Path) -> dict[str, list[Graph]]:
     return {name: sorted(_graphs(root, name), key=_rank) for name in COMPONENTS}
 
 
-def choose_graphs(root: Path, variant: str | None) -> tuple[dict[str, Graph], tuple[str, ...]]:
-    """The graph of each component, and notes for people. Raises BundleUnsupported, BundleCorrupt."""
-    there = {name: graphs for name, graphs in graph_files(root).items() if graphs}
+def choose_graphs(
+    root: Path, variant: str | None, *, checked: bool = False
+) -> tuple[dict[str, Graph], tuple[str, ...]]:
+    """The graph of each component, and notes for people. `checked` takes the safety checker's too.
+
+    Raises BundleUnsupported, BundleCorrupt.
+    """
+    files = graph_files(root)
+    there = {name: graphs for name, graphs in files.items() if graphs and (checked or name != CHECKER)}
     if missing := [name for name in COMPONENTS if name not in there and name not in OPTIONAL]:
         raise BundleCorrupt(root, f"has no graph for {', '.join(missing)}; found: {_listing(there)}")
     if variant is not None and all(graph.variant != variant for graphs in there.values() for graph in graphs):
@@ -53,8 +60,10 @@ def choose_graphs(root: Path, variant: str | None) -> tuple[dict[str, Graph], tu
         for name, graph in chosen.items()
         if graph.variant not in (variant or PLAIN, "openvino")
     ]
-    if any(_graphs(root, "safety_checker")):
-        notes.append("the folder's safety_checker is not used: pictures are not checked")
+    if files[CHECKER] and not checked:
+        notes.append(
+            f"pictures are not checked: the folder's {CHECKER} is not named in {INDEX}, or {PREPROCESSOR} is missing"
+        )
     return chosen, tuple(notes)
 
 
