@@ -19,7 +19,7 @@ from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.session import EngineSession
 from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.component import Component
-from pocketdiffusion.denoiser import both, network
+from pocketdiffusion.denoiser import network, passes
 from pocketdiffusion.families import Conditioning
 from pocketdiffusion.noise import Generator, stacked
 from pocketdiffusion.sampling.denoise import denoiser, guided
@@ -83,7 +83,7 @@ def step_seconds(sampler: str, steps: int) -> list[float]:
     conditioning = Conditioning({"encoder_hidden_states": context}, {"encoder_hidden_states": context})
     timings = Timings()
     answer = guided(
-        both(component, conditioning, batched=True, timings=timings),
+        passes(component, conditioning, batched=True, timings=timings),
         network(component, conditioning.positive, timings),
         7.5,
     )

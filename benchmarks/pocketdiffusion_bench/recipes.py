@@ -23,12 +23,11 @@ from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion.timing import Timings
 from pocketdiffusion.verify import psnr_db
+from pocketdiffusion_bench.quality import EQUAL_DB
 from pocketdiffusion_bench.similarity import ssim
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 ENGINES = ("onnxruntime:cpu", "openvino:cpu")
-EQUAL_DB = 99.0
-"""Stands for equal pictures, so that means stay finite."""
 
 
 @dataclass(frozen=True, slots=True)

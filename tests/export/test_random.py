@@ -17,6 +17,7 @@ from pocketdiffusion_export.errors import ExportError  # noqa: E402
 from pocketdiffusion_export.plan import make_plan  # noqa: E402
 from pocketdiffusion_export.source import load  # noqa: E402
 from pocketdiffusion_export.sources.architectures import ARCHITECTURES  # noqa: E402
+from pocketdiffusion_export.sources.base import class_named  # noqa: E402
 from pocketdiffusion_export.sources.build import empty_modules, require_family  # noqa: E402
 from pocketdiffusion_export.sources.random import fill  # noqa: E402
 
@@ -125,3 +126,10 @@ def test_random_weights_do_not_carry_a_presets_origin_and_terms() -> None:
     plan = make_plan("random:sd15", "bundle", preset=ROOT / "models/sd15/preset.toml")
     assert (plan.source_name, plan.licence) == ("random:sd15", "NOASSERTION")
     assert plan.numbers.width == 512
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_scheduler_takes_its_settings(name: str) -> None:
+    settings = dict(ARCHITECTURES[name].scheduler)
+    made = class_named(settings.pop("_class_name"))(**settings)
+    assert {key: made.config[key] for key in settings} == settings

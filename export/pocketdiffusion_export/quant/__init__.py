@@ -80,7 +80,7 @@ RECIPES = {
             method="w8a8",
             min_elements=1024,
             min_weight_sqnr_db=32.0,
-            target_sqnr_db=28.0,
+            target_sqnr_db=25.0,
         ),
         Recipe(
             "mixed",

@@ -139,7 +139,7 @@ ARCHITECTURES = {
     "bk-sdm-base": replace(_SD15, unet=_UNET_1 | {"layers_per_block": 1}),
     "bk-sdm-small": replace(_SD15, unet=_UNET_SMALL),
     "bk-sdm-tiny": replace(_SD15, unet=_UNET_TINY),
-    "tiny-sd": replace(_SD15, unet=_UNET_TINY, scheduler=_PNDM | {"_class_name": "DPMSolverMultistepScheduler"}),
+    "tiny-sd": replace(_SD15, unet=_UNET_TINY, scheduler={"_class_name": "DPMSolverMultistepScheduler", **_NOISE}),
     "lcm": replace(
         _SD15,
         unet=_UNET_1 | {"time_cond_proj_dim": 256},

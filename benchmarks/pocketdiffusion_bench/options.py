@@ -1,0 +1,110 @@
+"""The command line's words: lists with commas, sizes and bytes, and the cases that they make."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from pocketdiffusion_bench.case import OURS, PROMPT, Case, product
+
+Value = TypeVar("Value")
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+LISTS = ("model", "peer", "recipe", "device", "precision", "threads", "steps", "sampler", "guidance", "residency")
+"""Options whose values are multiplied into cases, beside --size and --memory-limit; named like the case's fields."""
+
+
+def add_case_options(parser: argparse.ArgumentParser) -> None:
+    """What is measured."""
+    group = parser.add_argument_group("cases (lists with commas are multiplied)")
+    group.add_argument("--peer", type=words, default=[OURS], help=f"{OURS} (default), or others on the same weights")
+    group.add_argument("--recipe", type=words, default=[None], help="how the weights of a random:NAME model are stored")
+    group.add_argument("--device", type=devices, default=[None], help="as for generate (default: auto)")
+    group.add_argument("--precision", type=listed(precision), default=[None], help="float32, bfloat16, float16")
+    group.add_argument("--threads", type=listed(whole), default=[None], help="compute threads")
+    group.add_argument("--size", type=listed(size), default=[None], metavar="WIDTHxHEIGHT", help="e.g. 512x512,768x768")
+    group.add_argument("--steps", type=listed(whole), default=[None], help="denoising steps (default: the model's)")
+    group.add_argument("--sampler", type=words, default=[None], help="e.g. 'euler,dpm++ 2m'")
+    group.add_argument("--guidance", type=listed(_number), default=[None], metavar="SCALE")
+    group.add_argument("--residency", type=words, default=[None], help="keep, release")
+    group.add_argument(
+        "--memory-limit", type=listed(size_in_bytes), default=[None], metavar="SIZE", help="e.g. 1GB,500MB"
+    )
+    group.add_argument("--prompt", default=PROMPT)
+    group.add_argument("--seed", type=int, default=0)
+
+
+def cases(args: argparse.Namespace) -> list[Case]:
+    """Every combination, models varying slowest and memory limits fastest; equal ones once."""
+    names = {"model": args.models, **{name: getattr(args, name) for name in LISTS[1:]}}
+    fixed = {"prompt": [args.prompt], "seed": [args.seed], "memory_limit": args.memory_limit}
+    found = product(names | fixed)
+    sized = (_sized(case, size) for case in found for size in args.size)
+    return list(dict.fromkeys(sized))
+
+
+def _sized(case: Case, size: tuple[int, int] | None) -> Case:
+    return case if size is None else replace(case, width=size[0], height=size[1])
+
+
+def words(text: str) -> list[str]:
+    """Between commas; none may be empty."""
+    found = [word.strip() for word in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty place between its commas")
+    return found
+
+
+def devices(text: str) -> list[str]:
+    """Devices between commas. "denoiser=openvino:gpu,vae=cpu", one for each part, is a single choice."""
+    return [text] if "=" in text else words(text)
+
+
+def listed(kind: Callable[[str], Value]) -> Callable[[str], list[Value]]:
+    """Reads a list with commas of what `kind` reads."""
+
+    def read(text: str) -> list[Value]:
+        return [kind(word) for word in words(text)]
+
+    return read
+
+
+def precision(text: str) -> str:
+    """One of `PRECISIONS`."""
+    if text not in PRECISIONS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no precision; choose from {', '.join(PRECISIONS)}")
+    return text
+
+
+def size(text: str) -> tuple[int, int]:
+    """ "512x768" as (512, 768): width and height."""
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, e.g. 512x512")
+    return int(found[1]), int(found[2])
+
+
+def size_in_bytes(text: str) -> int:
+    """ "1GB" as 1000000000, "512MiB" as 536870912, plain numbers as bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.lower())
+    if found is None or found[2] not in UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write e.g. 800MB, 1.5GB or 512MiB")
+    return round(float(found[1]) * UNITS[found[2]])
+
+
+def whole(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
