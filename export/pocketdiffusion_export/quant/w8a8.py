@@ -26,7 +26,7 @@ from pocketdiffusion_export.component import Feeds
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.quant import Recipe
 from pocketdiffusion_export.quant.calibrate import measure_ranges, part_of, runner
-from pocketdiffusion_export.quant.layers import Codes, Layer, Pair, add_switches, find_layers, float_copy, make_integer
+from pocketdiffusion_export.quant.layers import Layer, Pair, add_switches, find_layers, float_copy, make_integer
 from pocketdiffusion_export.quant.report import QuantReport
 from pocketdiffusion_export.quant.weight_only import checked_pair
 from pocketdiffusion_export.quant.weights import Form, fits_half, half, replace_weights, weight_axes
@@ -35,7 +35,7 @@ MAX_CALIBRATION, MAX_TRIALS = 32, 3
 """Samples to measure ranges with, and to decide with which layers go back."""
 SWITCHES, STORE = "quantize_layer", "codes"
 LARGE, GROUPS = 100_000_000, 32
-"""From this many quantized weights on, layers are tried and go back in so many groups of neighbours."""
+"""From this many quantized weights on, layers go back in so many groups of neighbours, each tried on one sample."""
 
 
 def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds]) -> QuantReport:
@@ -71,10 +71,12 @@ def _quantize_layers(
         ranges = measure_ranges(copy, names, shuffled[:MAX_CALIBRATION], folder)
         copy = float_copy(model, layers, codes, folder / STORE)
         add_switches(copy.graph, layers, ranges, SWITCHES)
-        disturbance = _disturbance(
-            runner(copy, [value.name for value in model.graph.output], folder), len(layers), trials
-        )
-        active = _choose(layers, codes, recipe, disturbance, report)
+        run = runner(copy, [value.name for value in model.graph.output], folder)
+        large = size > LARGE
+        whole = _disturbance(run, len(layers), trials)
+        each = _disturbance(run, len(layers), trials[:1]) if large else whole
+        groups = np.array_split(np.arange(len(layers)), min(GROUPS, len(layers)) if large else len(layers))
+        active = _choose(layers, groups, recipe, whole, each, report)
     make_integer(model.graph, active, ranges, codes)
     weights = {layer.weight for layer in active}
     report.quantized = {name: sqnr for name, sqnr in report.quantized.items() if name in weights}
@@ -90,26 +92,28 @@ def _codes(graph: onnx.GraphProto, layers: Sequence[Layer], recipe: Recipe, repo
 
 def _choose(
     layers: Sequence[Layer],
-    codes: Codes,
+    groups: Sequence[NDArray[np.intp]],
     recipe: Recipe,
-    disturbance: Callable[[Array], float],
+    whole: Callable[[Array], float],
+    each: Callable[[Array], float],
     report: QuantReport,
 ) -> list[Layer]:
-    """Layers to quantize. Others are in the report with the SQNR that each alone leaves."""
-    report.notes["sqnr_db_all_quantized"] = round(disturbance(np.ones(len(layers), np.float32)), 1)
+    """Layers to quantize. Others are in the report with the SQNR that each group alone leaves.
+
+    `whole` and `each` give the SQNR that switches leave: the first decides, the second puts groups in order.
+    """
+    report.notes["sqnr_db_all_quantized"] = round(whole(np.ones(len(layers), np.float32)), 1)
     if report.notes["sqnr_db_all_quantized"] >= recipe.target_sqnr_db:
         return list(layers)
-    large = sum(codes[layer.weight][0].size for layer in layers) > LARGE
-    groups = np.array_split(np.arange(len(layers)), min(GROUPS, len(layers)) if large else len(layers))
-    alone = np.array([disturbance(_vector(len(layers), [group])) for group in groups])
+    alone = np.array([each(_vector(len(layers), [group])) for group in groups])
     worst_first = [groups[index] for index in np.argsort(alone)]
     few, many = 0, len(groups)
     while many - few > 1:
         middle = (few + many) // 2
-        enough = disturbance(_vector(len(layers), worst_first[middle:])) >= recipe.target_sqnr_db
+        enough = whole(_vector(len(layers), worst_first[middle:])) >= recipe.target_sqnr_db
         few, many = (few, middle) if enough else (middle, many)
     quantized = _vector(len(layers), worst_first[many:])
-    report.notes["sqnr_db_as_chosen"] = round(disturbance(quantized), 1)
+    report.notes["sqnr_db_as_chosen"] = round(whole(quantized), 1)
     for group, figure in zip(groups, alone, strict=True):
         for index in group[quantized[group] == 0]:
             report.kept_float[layers[index].weight] = f"{figure:.1f} dB if only it or its group had uint8 activations"
