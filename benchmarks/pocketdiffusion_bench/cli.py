@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
         "models",
-        nargs="+",
+        nargs="*",
         metavar="MODEL",
         help="bundles by name or folder, or random:NAME; or `compare A.jsonl B.jsonl`, two saved results",
     )
@@ -64,17 +64,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write the result. Exit code 1 when a case failed, or, of compare, on a regression."""
-    if args.models[0] == COMPARE:
+    if args.models[:1] == [COMPARE]:
         return _compare(args)
+    if bool(args.models) == (args.cases is not None):
+        raise BenchError("bench needs models or --cases FILE, and not both; for example: pocketdiffusion bench sticker")
     if args.threshold is not None:
         raise BenchError("--threshold is of `bench compare` only")
     _check_files(args)
-    others = [name for name in args.peer if name != OURS]
+    asked = options.cases(args)
+    others = list(dict.fromkeys(case.peer for case in asked if case.peer != OURS))
     for name in others:
         peers.peer_named(name)  # a slip of the pen is told before hours of work
     if args.set_up_peers:
         peers.set_up(others, say)
-    cases = peers.offered(options.cases(args), say)
+    cases = peers.offered(asked, say)
     return _bench(cases, args) if args.component is None else _component(cases, args)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import TypeVar
 
 from pocketdiffusion_bench.case import OURS, PROMPT, Case, product
+from pocketdiffusion_bench.errors import BenchError
 
 Value = TypeVar("Value")
 
@@ -21,6 +24,7 @@ LISTS = ("model", "peer", "recipe", "device", "precision", "threads", "steps", "
 def add_case_options(parser: argparse.ArgumentParser) -> None:
     """What is measured."""
     group = parser.add_argument_group("cases (lists with commas are multiplied)")
+    group.add_argument("--cases", type=Path, metavar="FILE", help="in place of all these: a JSON object for each case")
     group.add_argument("--peer", type=words, default=[OURS], help=f"{OURS} (default), or others on the same weights")
     group.add_argument("--recipe", type=words, default=[None], help="how the weights of a random:NAME model are stored")
     group.add_argument("--device", type=devices, default=[None], help="as for generate (default: auto)")
@@ -39,12 +43,34 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
 
 
 def cases(args: argparse.Namespace) -> list[Case]:
-    """Every combination, models varying slowest and memory limits fastest; equal ones once."""
+    """Every combination, models varying slowest and memory limits fastest; equal ones once. Or those of --cases."""
+    if args.cases is not None:
+        return read_cases(args.cases)
     names = {"model": args.models, **{name: getattr(args, name) for name in LISTS[1:]}}
     fixed = {"prompt": [args.prompt], "seed": [args.seed], "memory_limit": args.memory_limit}
     found = product(names | fixed)
     sized = (_sized(case, size) for case in found for size in args.size)
     return list(dict.fromkeys(sized))
+
+
+def read_cases(file: Path) -> list[Case]:
+    """Cases of a JSON Lines file, each with the fields of `Case` that it sets. Raises BenchError with the line."""
+    names, found = {item.name for item in fields(Case)}, []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"{file} can't be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            given = json.loads(line)
+        except ValueError as error:
+            raise BenchError(f"{file}, line {number} is no JSON: {error}") from None
+        if not isinstance(given, dict) or "model" not in given or not given.keys() <= names:
+            raise BenchError(f"{file}, line {number}: write a JSON object with model and any of {', '.join(names)}")
+        found.append(Case(**given))
+    if not found:
+        raise BenchError(f"{file} holds no case; write one JSON object a line")
+    return found
 
 
 def _sized(case: Case, size: tuple[int, int] | None) -> Case:

@@ -142,3 +142,37 @@ def test_compare_takes_its_own_words(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert cli.run(parsed("compare", "a.jsonl", "b.jsonl", "--threshold", "5%")) == 1
     assert (found[0].before, found[0].after) == (Path("a.jsonl"), Path("b.jsonl"))
     assert found[0].threshold == pytest.approx(0.05)
+
+
+def test_cases_can_be_named_one_by_one(tmp_path: Path) -> None:
+    file = tmp_path / "cases.jsonl"
+    file.write_text('{"model": "a", "steps": 2}\n{"model": "b", "peer": "diffusers", "precision": "bfloat16"}\n')
+    wanted = [Case("a", steps=2), Case("b", peer="diffusers", precision="bfloat16")]
+    assert cases(parsed("--cases", str(file))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no case"),
+        ("{", "line 1 is no JSON"),
+        ('{"modell": "a"}', "line 1: write a JSON object"),
+        ("[]", "line 1"),
+    ],
+)
+def test_a_wrong_file_of_cases_is_one_line(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "cases.jsonl"
+    file.write_text(text)
+    with pytest.raises(BenchError, match=said):
+        cases(parsed("--cases", str(file)))
+
+
+@pytest.mark.parametrize("words", [(), ("sticker", "--cases", "some.jsonl")])
+def test_models_or_cases_are_needed_and_not_both(words: tuple[str, ...]) -> None:
+    with pytest.raises(BenchError, match="models or --cases"):
+        cli.run(parsed(*words))
+
+
+def test_the_committed_cases_can_be_read() -> None:
+    files = sorted((Path(__file__).parents[2] / "benchmarks/cases").glob("*.jsonl"))
+    assert files and all(cases(parsed("--cases", str(file))) for file in files)
