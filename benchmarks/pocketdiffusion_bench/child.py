@@ -121,7 +121,13 @@ def configuration(pipe: Pipeline, case: Case, result: Result) -> dict[str, Any]:
         "bundle": pipe.bundle.digest,
         "pocketdiffusion": __version__,
         "components": {
-            name: {"engine": use.engine, "device": use.device, "precision": use.precision, "weights": use.weights}
+            name: {
+                "engine": use.engine,
+                "device": use.device,
+                "precision": use.precision,
+                "weights": use.weights,
+                "cached": use.cached,
+            }
             for name, use in result.configuration.items()
         },
     }

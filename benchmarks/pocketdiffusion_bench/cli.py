@@ -7,7 +7,8 @@ import io
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -91,8 +92,7 @@ def _component(cases: Sequence[Case], args: argparse.Namespace) -> int:
 
 def _bench(cases: Sequence[Case], args: argparse.Namespace) -> int:
     settings = Settings(args.runs, args.images, not args.no_warm_up, float(args.timeout))
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the measured process too
-    with tempfile.TemporaryDirectory(prefix="pocketdiffusion-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="pocketdiffusion-bench-") as folder, _terminable():
         jobs = measure(cases, settings, Path(folder), say)
         records = appraise(jobs, say)
         if args.memory_curve:
@@ -101,6 +101,16 @@ def _bench(cases: Sequence[Case], args: argparse.Namespace) -> int:
         raise BenchError("; ".join(dict.fromkeys(f"{record.case.label}: {record.error}" for record in records)))
     _write(records, args)
     return int(any(record.status == FAILED for record in records))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises SystemExit, so that the measured process ends too."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _curve(job: Job, settings: Settings) -> list[Record]:

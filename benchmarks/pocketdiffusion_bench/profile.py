@@ -1,7 +1,7 @@
 """Where the time of a graph goes, node type by node type, as its engine says.
 
-What is profiled is opened with the very settings that the backends use, hence their private functions; profiling itself
-slows a run down, so that only shares are of use here and seconds are measured without it.
+What is profiled is opened with the very settings that the backends use. Profiling itself slows a run down, so that only
+shares are of use here and seconds are measured without it.
 """
 
 from __future__ import annotations
@@ -67,14 +67,11 @@ Node = tuple[str, str, float]
 
 
 def _onnxruntime(graph: Path, device: str, options: SessionOptions, feeds: Feeds) -> Iterable[Node]:
-    engine = onnxruntime._engine()
-    fold = not onnxruntime._quantizes_activations(graph)
-    settings = onnxruntime._session_options(engine, device, options, fold_weights=fold)
+    settings = onnxruntime.session_options(device, options, integer=onnxruntime.quantizes_activations(graph))
     settings.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         settings.profile_file_prefix = str(Path(folder) / "profile")
-        providers = onnxruntime._providers(device, options)
-        session = engine.InferenceSession(str(graph), settings, providers=providers, enable_fallback=0)
+        session = onnxruntime.open_session(graph, device, options, settings)
         for _ in range(RUNS + 1):
             session.run(None, dict(feeds))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -91,9 +88,9 @@ def onnxruntime_nodes(events: Iterable[Mapping[str, Any]]) -> Iterable[Node]:
 
 
 def _openvino(graph: Path, device: str, options: SessionOptions, feeds: Feeds) -> Iterable[Node]:
-    core = openvino._core()
-    properties = openvino._properties(core, graph, device, options)
-    compiled = core.compile_model(openvino._read(core, graph), device.upper(), {**properties, "PERF_COUNT": True})
+    core = openvino.shared_core()
+    settings = {**openvino.properties(core, graph, device, options), "PERF_COUNT": True}
+    compiled = core.compile_model(openvino.read(core, graph, options), device.upper(), settings)
     request = compiled.create_infer_request()
     request.infer(dict(feeds))
     for _ in range(RUNS):

@@ -53,7 +53,7 @@ class Component:
         self._batch = _fixed_batch(entry)
         self.backend, self.residency = backend, residency
         self.device = f"{backend.name}:{device}"
-        self._device, self._precision = device, ""
+        self._device, self._precision, self._cached = device, "", False
         self.options = SessionOptions() if options is None else options
         self._unused = {name: _zeros(spec) for name, spec in entry.inputs.items() if name in UNUSED}
         self._lock = threading.Lock()
@@ -75,6 +75,11 @@ class Component:
     def precision(self) -> str:
         """The arithmetic that the graph really uses, or did when it was last open; opens it if it never was."""
         return self._precision or self.session.precision
+
+    @property
+    def cached(self) -> bool:
+        """Whether the last opening came from the engine's cache; opens it if it never was."""
+        return self._cached if self._precision else self.session.cached
 
     def at(self, width: int, height: int) -> Component:
         """The component for an image size: one of `sizes`, else this one. The others are closed unless in use.
@@ -185,7 +190,7 @@ class Component:
         try:
             session = self.backend.open(self.graph, self._device, self.options)
             self._compare(session)
-            self._precision = session.precision
+            self._precision, self._cached = session.precision, session.cached
         except BaseException as error:  # whoever waits for the future raises it
             future.set_exception(error)
         else:

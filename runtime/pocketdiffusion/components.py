@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import get_args
 
 from pocketdiffusion.backends import Choice, choose, device_for, load, parse_devices
-from pocketdiffusion.backends.base import SessionOptions
+from pocketdiffusion.backends.base import SessionOptions, Weights
 from pocketdiffusion.backends.probe import Trial, probe
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.integrity import Records, marks
@@ -26,23 +27,30 @@ def choose_devices(bundle: Bundle, device: str | Mapping[str, str]) -> dict[str,
 
 
 def open_components(
-    bundle: Bundle, choices: Mapping[str, Choice], options: SessionOptions, residency: Residency
+    bundle: Bundle, choices: Mapping[str, Choice], options: SessionOptions, residency: Residency, *, cache: bool = True
 ) -> dict[str, Component]:
     """A `Component` for each graph; nothing is opened yet.
 
     Graphs of another exporter's folder are tried in a child process once for each engine and device, which is
-    remembered as long as no file changes. Raises InvalidRequest, BackendError.
+    remembered as long as no file changes. `cache`: engines may keep what they compile, unless nothing vouches for the
+    bundle's contents. Raises InvalidRequest, BackendError.
     """
-    if residency not in get_args(Residency):
-        raise InvalidRequest(
-            "residency", f"residency is {residency!r}; choose one of: {', '.join(get_args(Residency))}"
-        )
+    for field, value, allowed in (
+        ("residency", residency, get_args(Residency)),
+        ("weights", options.weights, get_args(Weights)),
+    ):
+        if value not in allowed:
+            raise InvalidRequest(field, f"{field} is {value!r}; choose one of: {', '.join(allowed)}")
     for name, choice in choices.items():
         if choice.backend == "openvino" and bundle.manifest.components[name].format == "onnx":
             _refuse_linked_weights(bundle, name)
     if not bundle.hashed:
         _try_once(bundle, choices, options)
-    return {name: _component(bundle, name, choice, options, residency) for name, choice in choices.items()}
+    digest = bundle.digest if cache and bundle.hashed else None
+    return {
+        name: _component(bundle, name, choice, replace(options, identity=digest), residency)
+        for name, choice in choices.items()
+    }
 
 
 def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOptions, residency: Residency) -> Component:
@@ -55,7 +63,7 @@ def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOption
             graph,
             backend=backend,
             device=choice.device,
-            options=options,
+            options=replace(options, identity=options.identity and f"{options.identity} {graph.graph}"),
             residency=residency,
             sizes=sizes,
         )
@@ -78,7 +86,8 @@ def _refuse_linked_weights(bundle: Bundle, name: str) -> None:
 def _try_once(bundle: Bundle, choices: Mapping[str, Choice], options: SessionOptions) -> None:
     trials = [Trial(bundle.graph(name), choice.backend, choice.device, options) for name, choice in choices.items()]
     engines = sorted({f"{choice} {load(choice.backend).version()}" for choice in choices.values()})
-    key = f"tried {bundle.digest} {options.precision} {', '.join(engines)} {[str(trial.graph) for trial in trials]}"
+    graphs = [str(trial.graph) for trial in trials]
+    key = f"tried {bundle.digest} {options.precision} {options.weights} {', '.join(engines)} {graphs}"
     records, found = Records(cache_dir()), marks(bundle.path, bundle.manifest.files)
     if not records.holds(bundle.path, key, found):
         probe(trials)

@@ -32,6 +32,8 @@ class Run:
     parameterization: Parameterization
     numbers: Numbers
     timings: Timings = field(default_factory=Timings)
+    messages: list[str] = field(default_factory=list)
+    """What the result says about the run."""
     finish_early: bool = False
     """Set to decode what is there after the current step."""
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from pocketdiffusion import vae
-from pocketdiffusion.backends.base import SessionOptions
+from pocketdiffusion.backends.base import SessionOptions, Weights
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.models import find_bundle
 from pocketdiffusion.component import Component, Residency
@@ -24,15 +24,18 @@ from pocketdiffusion.families import Conditioning, load_family
 from pocketdiffusion.generation import Generation, Run
 from pocketdiffusion.image import to_pil, to_uint8
 from pocketdiffusion.noise import stacked
+from pocketdiffusion.presets import PRESETS
 from pocketdiffusion.request import Request, make_request, resolve
 from pocketdiffusion.result import DIGITAL_SOURCE, ComponentUse, Result, describe
 from pocketdiffusion.safety import COMPONENT, SafetyChecker
 from pocketdiffusion.sampling.denoise import Network, denoiser, guided, interval
+from pocketdiffusion.sampling.reuse import UNSUITED, Forecast
 from pocketdiffusion.sampling.scheduler import SamplingPlan, sampling_plan
 from pocketdiffusion.sampling.schedules import Levels
-from pocketdiffusion.sampling.types import Noise, Step
+from pocketdiffusion.sampling.types import Denoise, Noise, Step
 from pocketdiffusion.tasks import NEEDS, TASKS, Given, pasted, possible
 from pocketdiffusion.tensors import Array
+from pocketdiffusion.tiles import Size, count
 from pocketdiffusion.timing import timed
 
 Prompts = str | Sequence[str]
@@ -51,6 +54,8 @@ class Pipeline:
         """Which device runs what, and why."""
         self.safety_checker = SafetyChecker.of(bundle, components)
         """Of bundles that hold one: blacks out pictures that it takes for unsafe. Assign None to switch it off."""
+        self.vae_tile: int | None = None
+        """The VAE computes no more than this many pixels squared at a time; None is no limit. See `from_pretrained`."""
         self._family = load_family(bundle)
         self._interrupt = False
 
@@ -62,23 +67,31 @@ class Pipeline:
         device: str | Mapping[str, str] = "auto",
         threads: int | None = None,
         precision: str = "float32",
+        weights: Weights = "fast",
+        cache: bool = True,
         residency: Residency = "keep",
         variant: str | None = None,
         safety_checker: Literal["bundle"] | None = "bundle",
+        vae_tile: int | None = None,
     ) -> Pipeline:
         """Open a bundle, or another exporter's folder of graphs, by name, path or "owner/name" in the hub's cache.
 
-        `device` is "auto", "cpu", "openvino:gpu" …, or one for each of text_encoder, denoiser and vae. `residency`
+        `device` is "auto", "cpu", "openvino:gpu" …, or one for each of text_encoder, denoiser and vae. `weights`
+        "compact" holds the int8 or float16 weights of graphs that compute in float32 as they are stored: less memory,
+        somewhat slower runs. `cache` False neither uses nor fills the folder of compiled graphs. `residency`
         "keep" leaves graphs open between calls; "release" closes each when its stage is over, so that the peak is the
         largest stage and not their sum. `variant` chooses among another exporter's graphs: "fp16" takes
-        ``model_fp16.onnx``. `safety_checker` None switches the bundle's own off, as in Diffusers. Raises BundleError
-        and BackendError.
+        ``model_fp16.onnx``. `safety_checker` None switches the bundle's own off, as in Diffusers. `vae_tile` bounds the
+        VAE's memory: larger pictures than that many pixels squared are decoded and encoded in overlapping tiles of no
+        more, which are blended. They differ a little from pictures made in one piece; without it, tiles are used only
+        where the VAE's graphs are fixed to less than the picture. Raises BundleError and BackendError.
         """
         bundle = Bundle.open(find_bundle(model), variant=variant)
         choices = choose_devices(bundle, device)
-        options = SessionOptions(threads=threads, precision=precision)
-        pipe = cls(bundle, open_components(bundle, choices, options, residency))
+        options = SessionOptions(threads=threads, precision=precision, weights=weights)
+        pipe = cls(bundle, open_components(bundle, choices, options, residency, cache=cache))
         pipe.notes = (*bundle.notes, *describe_choices(choices))
+        pipe.vae_tile = vae_tile
         if safety_checker is None:
             pipe.safety_checker = None
         return pipe
@@ -122,6 +135,7 @@ class Pipeline:
         options = {} if request.eta is None else {"eta": request.eta}
         plan = sampling_plan(self.scheduler_config, sampler=request.sampler, schedule=request.schedule, options=options)
         plan = replace(plan, schedule=self._family.schedules.get(plan.schedule, plan.schedule))
+        request = replace(request, computed_steps=_computed_steps(request, plan))
         levels = _levels(plan, request)
         run = Run(request, plan, levels, plan.parameterization(levels), self.bundle.manifest.numbers)
         return Generation(run, self._generate(run))
@@ -154,12 +168,18 @@ class Pipeline:
             with self._part("vae_decoder", request).use() as decoder:
                 decoder.wait(timings)
                 with timings.span("vae_decode"):
-                    images = pasted(vae.decode(decoder, latents, run.numbers, timings), request)
+                    tile = self._tile("vae_decoder", request)
+                    images = pasted(vae.decode(decoder, latents, run.numbers, timings, tile), request)
             if self.safety_checker is not None:
                 flags = self.safety_checker.black_out(images, timings)
         return replace(
             self._result(run, latents, images),
-            messages=(*conditioning.messages, *self._safety_messages(flags)),
+            messages=(
+                *conditioning.messages,
+                *run.messages,
+                *self._tile_messages(request),
+                *self._safety_messages(flags),
+            ),
             nsfw_content_detected=flags,
         )
 
@@ -181,8 +201,9 @@ class Pipeline:
         index = 0
         with self._part(self._family.denoiser, request).use() as component:
             component.wait(run.timings)  # opened ahead in a thread; that is no part of the first step
-            denoise = start.wrap(denoiser(_answer(component, run, conditioning), run.parameterization))
-            steps = run.plan.run(denoise, start.x, start.levels, noise)
+            denoise = denoiser(_answer(component, run, conditioning), run.parameterization)
+            forecast = _forecast(denoise, run, start.levels)
+            steps = run.plan.run(start.wrap(forecast or denoise), start.x, start.levels, noise)
             try:
                 for step in timed(steps, run.timings, "step"):
                     yield step
@@ -191,6 +212,9 @@ class Pipeline:
                         break
             except NonFinite as error:
                 raise error.at_step(index) from None
+        if forecast is not None:
+            total = forecast.ran + forecast.skipped
+            run.messages.append(f"{forecast.skipped} of the denoiser's {total} answers were forecast, not computed")
         return start.finish(run.parameterization.latent(step.x, step.sigma_next))
 
     def _encode(self, run: Run) -> Callable[[Array, Noise], Array]:
@@ -198,14 +222,23 @@ class Pipeline:
             with self._part("vae_encoder", run.request).use() as encoder:
                 encoder.wait(run.timings)
                 with run.timings.span("vae_encode"):
-                    return vae.encode(encoder, images, run.numbers, noise, run.timings)
+                    tile = self._tile("vae_encoder", run.request)
+                    return vae.encode(encoder, images, run.numbers, noise, run.timings, tile)
 
         return encode
 
     def _part(self, name: str, request: Request) -> Component:
-        """A component, of its graphs the one for the picture's size."""
-        numbers = self.bundle.manifest.numbers
-        return self.components[name].at(request.width or numbers.width, request.height or numbers.height)
+        """A component, of its graphs the one for the picture's size, or for a tile of it."""
+        factor = self.bundle.manifest.numbers.vae_factor
+        height, width = self._tile(name, request)
+        return self.components[name].at(width * factor, height * factor)
+
+    def _tile(self, name: str, request: Request) -> Size:
+        """What a component computes at a time, in latent cells: the whole picture, or a tile of it."""
+        height, width = self._latent_shape(request)[2:]
+        if name not in vae.COMPONENTS:
+            return height, width
+        return vae.tile_for(self.components[name], (height, width), self.bundle.manifest.numbers, self.vae_tile)
 
     def _needed(self, request: Request) -> list[str]:
         """Components in the order of use."""
@@ -254,6 +287,8 @@ class Pipeline:
             raise InvalidRequest(
                 "width", f"{request.width}x{request.height} was asked; {manifest.name} is fixed to {allowed}"
             )
+        for name in self._needed(request):
+            self._tile(name, request)
 
     def _result(self, run: Run, latents: Array, images: Array | None) -> Result:
         request, backend = run.request, self.components[self._family.denoiser]
@@ -271,6 +306,18 @@ class Pipeline:
             pixels=pixels,
             latents=latents,
         )
+
+    def _tile_messages(self, request: Request) -> list[str]:
+        height, width = self._latent_shape(request)[2:]
+        parts = [name for name in self._needed(request) if name in vae.COMPONENTS]
+        tiles = {name: self._tile(name, request) for name in parts}
+        factor = self.bundle.manifest.numbers.vae_factor
+        return [
+            f"{name} ran in {count((height, width), tile)} tiles of {_pixels(tile, factor)} pixels; "
+            "in one piece it gives a slightly different picture"
+            for name, tile in tiles.items()
+            if tile != (height, width)
+        ]
 
     def _safety_messages(self, flags: list[bool] | None) -> list[str]:
         if COMPONENT in self.components and self.safety_checker is None:
@@ -300,6 +347,23 @@ def _answer(component: Component, run: Run, conditioning: Conditioning) -> Netwo
     each = passes(component, conditioning, batched=request.batched_guidance, timings=run.timings)
     active = interval(*request.guidance_interval, run.plan.train_timesteps)
     return guided(each, conditional, *request.guidance_scales, rescale=request.guidance_rescale, active=active)
+
+
+def _computed_steps(request: Request, plan: SamplingPlan) -> int | None:
+    """What the request says, or its preset for such a sampler."""
+    if plan.sampler not in UNSUITED:
+        return request.computed_steps or PRESETS[request.preset].steps(stochastic=plan.stochastic)
+    if request.computed_steps is not None:
+        raise InvalidRequest(
+            "computed_steps", f"computed_steps was given; {plan.sampler} needs all of its steps: lower their number"
+        )
+    return None
+
+
+def _forecast(denoise: Denoise, run: Run, levels: Levels) -> Forecast | None:
+    """The wrapper that computes only some of the steps, if that was asked; `levels` are those that the task leaves."""
+    count = run.request.computed_steps
+    return None if count is None else Forecast(denoise, levels.sigmas, count, stochastic=run.plan.stochastic)
 
 
 def _levels(plan: SamplingPlan, request: Request) -> Levels:

@@ -17,10 +17,12 @@ from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.image import from_image, resize
 from pocketdiffusion.noise import DEVICES, Generator, image_generators, random_seed
+from pocketdiffusion.presets import PRESETS
 from pocketdiffusion.tensors import Array
 
 MAX_SIDE = 4096
 MAX_STEPS = 1000
+FEWEST_COMPUTED = 3
 OUTPUT_TYPES = ("pil", "np", "latent")
 LONG_PROMPT = ("chunk", "truncate")
 SIZE_IDS = ("original_size", "crops_coords_top_left", "target_size")
@@ -65,6 +67,12 @@ class Request:
     """The run's own timesteps, falling, in place of a number of steps."""
     sigmas: tuple[float, ...] | None = None
     """The run's own noise levels, falling, in place of a number of steps."""
+    preset: str = "exact"
+    """How much work is left out, a name in `presets.PRESETS`: "exact" leaves out nothing, "balanced" and "fast" set
+    `computed_steps` where it is not given."""
+    computed_steps: int | None = None
+    """3 to 1000: steps at which the denoiser runs, spread over the run; at the others its answer is forecast from
+    earlier ones. None or no fewer than the steps there are: all of them."""
     eta: float | None = None
     """Share of fresh noise in stochastic samplers; None is the sampler's own default."""
     clip_skip: int = 0
@@ -102,6 +110,9 @@ class Request:
         _between("guidance_rescale", self.guidance_rescale, 0, 1)
         _between("clip_skip", self.clip_skip, 0, 12)
         _between("strength", self.strength, 0, 1)
+        _between("computed_steps", self.computed_steps, FEWEST_COMPUTED, MAX_STEPS)
+        if isinstance(self.computed_steps, float):
+            raise InvalidRequest("computed_steps", f"computed_steps is {self.computed_steps}; give a whole number")
         _between("eta", self.eta, 0, 10)
         _between("image_guidance_scale", self.image_guidance_scale, 0, 100)
         for name in SIZE_IDS:
@@ -112,6 +123,7 @@ class Request:
             self._check_instruction()
         _check_interval(self.guidance_interval)
         one_of("output_type", self.output_type, OUTPUT_TYPES)
+        one_of("preset", self.preset, tuple(PRESETS))
         one_of("long_prompt", self.long_prompt, LONG_PROMPT)
         if len(self.seeds) != self.batch:
             raise InvalidRequest("seed", f"{len(self.seeds)} seeds for {self.batch} images; give one for each")

@@ -42,11 +42,13 @@ class ComponentUse:
     """Arithmetic really used."""
     weights: str
     """How the weights are stored."""
+    cached: bool
+    """Whether the graph was opened from its engine's cache; False where it was compiled or optimized anew."""
 
     @classmethod
     def of(cls, component: Component) -> ComponentUse:
         """The use of a component that has run."""
-        return cls(component.engine, component.device, component.precision, component.entry.weights)
+        return cls(component.engine, component.device, component.precision, component.entry.weights, component.cached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ def _unusual(request: Request) -> dict[str, str]:
         found["Image CFG scale"] = f"{request.image_guidance_scale:g}"
     if request.eta is not None:
         found["Eta"] = f"{request.eta:g}"
+    if request.computed_steps is not None:
+        found["Computed steps"] = str(request.computed_steps)
     if request.guidance_rescale:
         found["Guidance rescale"] = f"{request.guidance_rescale:g}"
     if request.guidance_interval != (0.0, 1.0):

@@ -2,37 +2,90 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.component import Component
-from pocketdiffusion.errors import GraphFailed
+from pocketdiffusion.errors import GraphFailed, InvalidRequest
 from pocketdiffusion.tensors import Array, Noise
+from pocketdiffusion.tiles import LEAST, Axes, Size, blended, shape
 from pocketdiffusion.timing import Timings
 
+COMPONENTS = ("vae_encoder", "vae_decoder")
+"""Those that can run in tiles."""
 
-def decode(decoder: Component, latents: Array, numbers: Numbers, timings: Timings) -> Array:
+
+def tile_for(component: Component, size: Size, numbers: Numbers, most: int | None) -> Size:
+    """The (height, width) in latent cells that a VAE component computes at a time, for a picture of `size` cells.
+
+    That is `size` itself, unless `most` allows no more than that many pixels squared, or every graph is fixed to less.
+    Of several graphs, the largest that may be used. Raises InvalidRequest when there is none.
+    """
+    factor = numbers.vae_factor
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < LEAST * factor):
+        raise InvalidRequest("vae_tile", f"vae_tile is {most!r}; give at least {LEAST * factor} pixels, or None")
+    graphs = [_axes(part, factor) for part in (component, *component.sizes.values())]
+    tiles = [tile for axes in graphs if (tile := shape(size, math.prod(size), axes))]
+    fixed = ", ".join(_pixels(axes, factor) for axes in graphs)
+    if not tiles:
+        asked = _pixels(size, factor)
+        raise InvalidRequest("width", f"{asked} was asked; {component.name} is fixed to {fixed}: ask for no less")
+    if most is not None:
+        tiles = [tile for axes in graphs if (tile := shape(size, (most // factor) ** 2, axes))]
+    if not tiles:
+        raise InvalidRequest(
+            "vae_tile", f"vae_tile is {most}, squared; {component.name} is fixed to {fixed}: give more, or None"
+        )
+    return max(tiles, key=math.prod)
+
+
+def decode(decoder: Component, latents: Array, numbers: Numbers, timings: Timings, tile: Size | None = None) -> Array:
     """Pictures (n, height, width, 3) in about [-1, 1] from denoiser latents (n, channels, h, w).
 
-    One image at a time: decoding is where the memory peaks, and a batch gains no speed on a CPU.
+    One image at a time: decoding is where the memory peaks, and a batch gains no speed on a CPU. With a `tile`, in
+    cells, one tile at a time; see `tile_for`. Group norms and attention then see a tile and not the whole, so that the
+    picture differs a little. Bringing the tiles' means together, by their overlaps or by a decode of the shrunk
+    latents, was measured and left out: it made the difference larger.
     """
     raw = latents / np.float32(numbers.latent_scale) + np.float32(numbers.latent_shift)
-    pictures = [decoder.run({"latent_sample": raw[i : i + 1]}, timings)["sample"] for i in range(len(raw))]
-    height, width = (size * numbers.vae_factor for size in raw.shape[2:])
-    if any(picture.shape != (1, 3, height, width) for picture in pictures):
-        raise GraphFailed(f"{decoder.name} gave {pictures[0].shape}, not (1, 3, {height}, {width}); export it again")
-    return np.ascontiguousarray(np.concatenate(pictures).transpose(0, 2, 3, 1), dtype=np.float32)
+
+    def compute(cells: Array) -> Array:
+        picture: Array = decoder.run({"latent_sample": cells}, timings)["sample"]
+        wanted = (1, 3, *(axis * numbers.vae_factor for axis in cells.shape[2:]))
+        if picture.shape != wanted:
+            raise GraphFailed(f"{decoder.name} gave {picture.shape}, not {wanted}; export it again")
+        return picture
+
+    size = tile or (raw.shape[2], raw.shape[3])
+    rows = np.split(raw, len(raw))
+    pictures = np.concatenate([blended(compute, row, size, taken=1, given=numbers.vae_factor) for row in rows])
+    return np.ascontiguousarray(pictures.transpose(0, 2, 3, 1))
 
 
-def encode(encoder: Component, images: Array, numbers: Numbers, noise: Noise, timings: Timings) -> Array:
+def encode(
+    encoder: Component, images: Array, numbers: Numbers, noise: Noise, timings: Timings, tile: Size | None = None
+) -> Array:
     """Denoiser latents, sampled from the posterior of pictures (n, height, width, 3) in [-1, 1].
 
     One picture gives a sample for each row of `noise`. Tiny autoencoders have no posterior, and graphs of old exporters
-    draw the sample themselves: both give "latent_sample", one row for each picture, and `noise` is not asked.
+    draw the sample themselves: both give "latent_sample", one row for each picture, and `noise` is not asked. `tile` is
+    as in `decode`.
     """
-    planar = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    planar = images.transpose(0, 3, 1, 2)
     name = "latent_parameters" if "latent_parameters" in encoder.entry.outputs else "latent_sample"
-    latents = np.concatenate([encoder.run({"sample": planar[i : i + 1]}, timings)[name] for i in range(len(planar))])
+
+    def compute(pixels: Array) -> Array:
+        cells: Array = encoder.run({"sample": pixels}, timings)[name]
+        wanted = tuple(axis // numbers.vae_factor for axis in pixels.shape[2:])
+        if cells.shape[2:] != wanted:
+            raise GraphFailed(f"{encoder.name} gave {cells.shape[2:]} latents, not {wanted}; export it again")
+        return cells
+
+    size = tile or (images.shape[1] // numbers.vae_factor, images.shape[2] // numbers.vae_factor)
+    rows = np.split(planar, len(planar))
+    latents = np.concatenate([blended(compute, row, size, taken=numbers.vae_factor, given=1) for row in rows])
     if name == "latent_parameters":
         mean, log_variance = np.split(latents, 2, axis=1)
         # The clip is the one of the Gaussian posterior in Diffusers' AutoencoderKL.
@@ -46,3 +99,14 @@ def preview(denoised: Array, latent_rgb: tuple[tuple[float, float, float], ...])
     matrix = np.asarray(latent_rgb, np.float32)
     colours: Array = np.einsum("nchw,ck->nhwk", denoised, matrix[:-1]) + matrix[-1]
     return colours
+
+
+def _axes(component: Component, factor: int) -> Axes:
+    inputs = component.entry.inputs
+    declared, unit = (inputs["latent_sample"], 1) if "latent_sample" in inputs else (inputs["sample"], factor)
+    height, width = (axis // unit if isinstance(axis, int) else None for axis in declared.shape[2:])
+    return height, width
+
+
+def _pixels(axes: Axes, factor: int) -> str:
+    return "x".join("any" if axis is None else str(axis * factor) for axis in reversed(axes))

@@ -70,6 +70,8 @@ def test_the_prompt_stays_out_of_the_file_when_asked_but_the_mark_remains(capsys
         (["generate", "a", "-o", "{prompt}.png"], 2, "{seed}"),
         (["generate", "a", "-o", "absent/a.png"], 2, "no folder absent"),
         (["generate", "a", "--sampler", "none"], 2, "euler"),
+        (["generate", "a", "--preset", "none"], 2, "exact, balanced, fast"),
+        (["generate", "a", "--computed-steps", "2"], 2, "from 3 to 1000"),
         (["generate", "a", "--image", "missing.png"], 2, "missing.png"),
         (["inspect", "no-such-model"], 1, "no-such-model"),
     ],

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pocketdiffusion.backends import Choice
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.fake import FakeBackend, FakeGraph
 from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.component import Component, non_finite
-from pocketdiffusion.errors import BackendUnavailable, BundleCorrupt, GraphFailed, NonFinite
+from pocketdiffusion.components import open_components
+from pocketdiffusion.errors import BackendUnavailable, BundleCorrupt, GraphFailed, InvalidRequest, NonFinite
 from pocketdiffusion.tensors import TensorSpec
 from pocketdiffusion.timing import Timings
 
@@ -64,6 +67,7 @@ def test_options_reach_the_engine():
     component = Component("unet", Path("b/model.fake"), entry, backend=backend, device="cpu", options=options)
     assert component.precision == "bfloat16"
     assert (component.device, component.engine) == ("fake:cpu", "fake 1")
+    assert component.cached is False
 
 
 def test_closing_is_repeatable_and_the_next_use_opens_again():
@@ -261,3 +265,22 @@ def test_timings_hold_each_opening_once_and_every_run():
     component.close()
     component.run(FEEDS, timings)
     assert len(timings.samples["unet.open"]) == 2
+
+
+def test_only_contents_that_are_vouched_for_have_an_identity(tiny_bundle, monkeypatch):
+    monkeypatch.setattr("pocketdiffusion.components.probe", lambda trials: None)
+    choices = dict.fromkeys(tiny_bundle.manifest.components, Choice("fake", "cpu", "a test"))
+
+    def identities(bundle, **given):
+        opened = open_components(bundle, choices, SessionOptions(), "keep", **given)
+        return {name: component.options.identity for name, component in opened.items()}
+
+    known = identities(tiny_bundle)
+    assert known == {n: f"{tiny_bundle.digest} {entry.graph}" for n, entry in tiny_bundle.manifest.components.items()}
+    assert set(identities(tiny_bundle, cache=False).values()) == {None}
+    assert set(identities(replace(tiny_bundle, hashed=False)).values()) == {None}
+
+
+def test_an_unknown_way_to_hold_weights_is_refused(tiny_bundle):
+    with pytest.raises(InvalidRequest, match="weights is 'small'; choose one of: fast, compact"):
+        open_components(tiny_bundle, {}, SessionOptions(weights="small"), "keep")

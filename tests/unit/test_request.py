@@ -85,6 +85,12 @@ def test_numbers_are_checked(steps: object) -> None:
         make_request("a", seed=0, num_inference_steps=steps)
 
 
+@pytest.mark.parametrize("count", [True, "5", 2, 1001, 5.5])
+def test_computed_steps_are_checked(count: object) -> None:
+    with pytest.raises(InvalidRequest, match="computed_steps"):
+        make_request("a cat", seed=1, computed_steps=count)
+
+
 @pytest.mark.parametrize("prompt", [[], [1], ()])
 def test_prompts_are_texts(prompt: list[str]) -> None:
     with pytest.raises(InvalidRequest, match="prompt"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pocketdiffusion.tensors import AnyArray, TensorSpec
+
+Weights = Literal["fast", "compact"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,13 @@ class SessionOptions:
     """Compute threads; None leaves the engine its own choice (the physical cores)."""
     precision: str = "float32"
     """The arithmetic asked for: "float32", "bfloat16", "float16". An engine that can't give it says so."""
+    weights: Weights = "fast"
+    """Of graphs with int8 or float16 weights and float32 arithmetic: "fast" turns weights into float32 once, at
+    opening; "compact" keeps them in memory as they are stored and does it in every run. The answers differ by rounding.
+    """
+    identity: str | None = None
+    """What names the graph's exact contents. An engine may keep what it makes of the graph under it, for the next
+    opening; None: nothing vouches for the contents, or nothing shall be kept."""
 
 
 class Session(Protocol):
@@ -29,6 +38,8 @@ class Session(Protocol):
     """Where it really runs, e.g. "onnxruntime:cpu"."""
     precision: str
     """The arithmetic that is really used, e.g. "float32"."""
+    cached: bool
+    """Whether the engine took what it had made of the graph from its cache."""
 
     def run(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """All outputs by name. The arrays are the caller's own."""

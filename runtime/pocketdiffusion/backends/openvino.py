@@ -2,7 +2,11 @@
 
 The CPU and GPU plugins compute in bfloat16 or float16 by themselves where the hardware has them, so the precision is
 always set and what the compiled graph really uses is read back. ONNX graphs with int8 weights and float arithmetic are
-dequantized once, at load, as in the onnxruntime backend and at the same price; IR keeps its compressed weights.
+dequantized once, at load, as in the onnxruntime backend and at the same price. IR keeps its compressed weights, and so
+does ONNX that is opened compact, as far as the plugin can: the CPU's does for MatMul, and not for convolutions.
+
+A compiled graph is kept in `cache.EngineCache` where its contents are known and not larger than `MAX_KEPT`, because
+compiling takes three times as long as importing it.
 
 Limits: one request per session, so runs from several threads go one after another; inputs of unknown rank are refused.
 """
@@ -14,6 +18,9 @@ import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +28,8 @@ import numpy as np
 
 from pocketdiffusion import _telemetry
 from pocketdiffusion.backends.base import SessionOptions
-from pocketdiffusion.backends.session import EngineSession, Execute, label, reason, require_device
+from pocketdiffusion.backends.cache import EngineCache, processor
+from pocketdiffusion.backends.session import EngineSession, label, reason, require_device
 from pocketdiffusion.bundle.openvino_xml import port_name, weights_name
 from pocketdiffusion.errors import BackendUnavailable, DeviceNotAttached, GraphFailed
 from pocketdiffusion.tensors import AnyArray, TensorSpec
@@ -33,6 +41,12 @@ DEQUANTIZE = frozenset({"Constant", "Convert", "Subtract", "Multiply", "Reshape"
 
 ACCELERATOR_NODES = ("/dev/dri", "/dev/dxg", "/dev/accel")
 """Where Linux shows GPUs and NPUs to programs (dxg: inside WSL)."""
+
+MAX_KEPT = 1 << 30
+"""Bytes of a graph and its weights. Larger ones are not kept, because the engine exports them by way of the memory."""
+
+READING = 1
+"""Raised when `read` makes something else of a graph: what was compiled before then no longer counts."""
 
 
 class OpenVinoBackend:
@@ -48,7 +62,7 @@ class OpenVinoBackend:
         if sys.platform == "linux" and not any(map(os.path.exists, ACCELERATOR_NODES)):
             return ["cpu"]  # importing the engine to learn this costs 0.1 s
         try:
-            names = [name.lower() for name in _core().available_devices]
+            names = [name.lower() for name in shared_core().available_devices]
         except BackendUnavailable:
             return []
         return sorted(names, key=lambda name: ("gpu", "cpu").index(name[:3]) if name[:3] in ("gpu", "cpu") else 2)
@@ -63,28 +77,29 @@ class OpenVinoBackend:
     def open(self, graph: Path, device: str, options: SessionOptions) -> EngineSession:
         """Read and compile a graph. Raises BackendUnavailable, DeviceNotAttached or GraphFailed."""
         require_device(self.name, device, self.devices())
-        core = _core()
-        properties = _properties(core, graph, device, options)
+        core = shared_core()
+        settings = properties(core, graph, device, options)
         try:
-            model = _read(core, graph)
-            integer = _quantizes_activations(model)
-            given, made = ([_name(graph, port) for port in ports] for ports in (model.inputs, model.outputs))
-            compiled = core.compile_model(model, device.upper(), properties)
+            opened = _compiled(core, graph, device, options, settings)
         except Exception as error:  # the readers raise classes that share no base but Exception
             raise GraphFailed(f"{label(graph)} could not be opened on openvino:{device}: {reason(error)}") from error
+        compiled = opened.graph
         attached = [str(name).strip("()").lower() for name in compiled.get_property("EXECUTION_DEVICES")]
         if not any(name.startswith(device) for name in attached):
             raise DeviceNotAttached(f"{label(graph)}: asked for openvino:{device}, opened on {', '.join(attached)}")
-        outputs = {name: _spec(port) for name, port in zip(made, compiled.outputs, strict=True)}
+        outputs = {name: _spec(port) for name, port in zip(opened.outputs, compiled.outputs, strict=True)}
         if not outputs:  # an empty ONNX file reads as a model of nothing
             raise GraphFailed(f"{label(graph)} could not be opened on openvino:{device}: it has no outputs")
         return EngineSession(
             graph,
-            inputs={name: _input_spec(graph, name, port) for name, port in zip(given, compiled.inputs, strict=True)},
+            inputs={
+                name: _input_spec(graph, name, port) for name, port in zip(opened.inputs, compiled.inputs, strict=True)
+            },
             outputs=outputs,
             device=f"openvino:{device}",
-            precision=_precision(graph, device, options, compiled, integer),
-            execute=_executor(compiled.create_infer_request(), list(outputs)),
+            precision=_precision(graph, device, options, compiled, opened.integer),
+            execute=_Executor(compiled.create_infer_request(), list(outputs), opened.mapped),
+            cached=opened.mapped is not None,
         )
 
 
@@ -100,11 +115,68 @@ def _engine() -> Any:
 
 
 @functools.cache
-def _core() -> Any:
+def shared_core() -> Any:
+    """The engine's entry point, of which a process needs one. Raises BackendUnavailable."""
     return _engine().Core()
 
 
-def _read(core: Any, graph: Path) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A compiled graph and what only the graph as read tells."""
+
+    graph: Any
+    inputs: list[str]
+    outputs: list[str]
+    integer: bool
+    """Whether it quantizes activations."""
+    mapped: memoryview | None = None
+    """The file that it was imported from."""
+
+
+def _compiled(core: Any, graph: Path, device: str, options: SessionOptions, settings: Mapping[str, Any]) -> _Opened:
+    """From the cache, or compiled and put there. Raises the engine's own exceptions, GraphFailed, InvalidRequest."""
+    key = _key(core, graph, device, options, settings)
+    cache = None if key is None else EngineCache()
+    if cache is not None and key is not None and (found := cache.load(key)) is not None:
+        with suppress(Exception):  # one of a build or driver that calls itself the same; it is compiled and kept anew
+            tensor = _engine().Tensor(np.frombuffer(found.data, np.uint8), shared_memory=True)
+            return _Opened(core.import_model(tensor, device.upper(), settings), **found.facts, mapped=found.data)
+    model = read(core, graph, options)
+    given, made = ([_name(graph, port) for port in ports] for ports in (model.inputs, model.outputs))
+    facts: dict[str, Any] = {"inputs": given, "outputs": made, "integer": _quantizes_activations(model)}
+    compiled = core.compile_model(model, device.upper(), settings)
+    if cache is not None and key is not None and _stored_bytes(graph) <= MAX_KEPT:
+        del model  # or there would be one more copy of the weights in memory
+        cache.store(key, facts, compiled.export_model().getbuffer())
+    return _Opened(compiled, **facts)
+
+
+def _stored_bytes(graph: Path) -> int:
+    """Of a graph and what lies beside it, above all its weights."""
+    return sum(file.stat().st_size for file in graph.parent.iterdir())
+
+
+def _key(
+    core: Any, graph: Path, device: str, options: SessionOptions, settings: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """All that a compiled graph depends on; None where it can't or shall not be kept."""
+    name = device.upper()
+    if options.identity is None or "EXPORT_IMPORT" not in core.get_property(name, "OPTIMIZATION_CAPABILITIES"):
+        return None
+    return {
+        "identity": options.identity,
+        "graph": label(graph),
+        "engine": f"openvino {_engine().__version__}",
+        "device": device,
+        "hardware": core.get_property(name, "FULL_DEVICE_NAME"),
+        "processor": processor(),
+        "settings": {key: str(value) for key, value in settings.items()},
+        "weights": options.weights,
+        "reading": READING,
+    }
+
+
+def read(core: Any, graph: Path, options: SessionOptions) -> Any:
     """The model of a file. ONNX goes to its own reader: the general one tries all others on a broken file, aloud."""
     if graph.suffix != ".onnx":
         model = core.read_model(graph, graph.with_name(weights_name(graph.name)))
@@ -114,7 +186,7 @@ def _read(core: Any, graph: Path) -> Any:
 
     frontend = FrontEndManager().load_by_framework("onnx")
     model = frontend.convert(frontend.load(str(graph)))
-    if _quantizes_activations(model):
+    if _quantizes_activations(model) or options.weights == "compact":
         _fold_tables(model)
     else:
         _fold(model)
@@ -165,22 +237,23 @@ def _dequantizes(node: Any) -> bool:
     return node.get_type_name() in DEQUANTIZE and all(_dequantizes(value.get_node()) for value in node.input_values())
 
 
-def _properties(core: Any, graph: Path, device: str, options: SessionOptions) -> dict[str, Any]:
-    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+def properties(core: Any, graph: Path, device: str, options: SessionOptions) -> dict[str, Any]:
+    """What a graph is compiled with. Raises GraphFailed for a precision that the device does not have."""
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if device == "npu" and options.precision == "float32":
-        return properties  # an NPU has float16 only and refuses the hint; `Session.precision` tells
+        return settings  # an NPU has float16 only and refuses the hint; `Session.precision` tells
     capabilities = core.get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
     able = [name for name, (_, capability) in PRECISIONS.items() if capability in capabilities]
     if options.precision not in able:  # a hint for another is taken, and answered by what the device has
         raise GraphFailed(
             f"{label(graph)}: openvino:{device} does not compute in {options.precision}; choose from {', '.join(able)}"
         )
-    properties["INFERENCE_PRECISION_HINT"] = PRECISIONS[options.precision][0]
+    settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[options.precision][0]
     if device == "cpu":
-        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # by default int8 weights make activations int8 as well
+        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # by default int8 weights make activations int8 as well
         if options.threads is not None:
-            properties["INFERENCE_NUM_THREADS"] = options.threads
-    return properties
+            settings["INFERENCE_NUM_THREADS"] = options.threads
+    return settings
 
 
 def _precision(graph: Path, device: str, options: SessionOptions, compiled: Any, integer: bool) -> str:
@@ -215,12 +288,18 @@ def _input_spec(graph: Path, name: str, port: Any) -> TensorSpec:
     return _spec(port)
 
 
-def _executor(request: Any, names: list[str]) -> Execute:
-    lock = threading.Lock()
+class _Executor:
+    """Runs a request. `mapped` is what the engine reads its constants from without owning it."""
 
-    def execute(feeds: dict[str, AnyArray]) -> dict[str, AnyArray]:
-        with lock:
-            request.infer(feeds)
-            return {name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(names)}
+    def __init__(self, request: Any, names: list[str], mapped: memoryview | None) -> None:
+        self._request, self._names, self._mapped = request, names, mapped
+        self._lock = threading.Lock()
 
-    return execute
+    def __call__(self, feeds: dict[str, AnyArray]) -> dict[str, AnyArray]:
+        with self._lock:
+            self._request.infer(feeds)
+            return {name: np.array(self._request.get_output_tensor(i).data) for i, name in enumerate(self._names)}
+
+    def __del__(self) -> None:
+        self._request = None  # and with it the graph, before the mapping
+        self._mapped = None

@@ -29,8 +29,10 @@ class EngineSession:
         device: str,
         precision: str,
         execute: Execute,
+        cached: bool = False,
     ) -> None:
         self.inputs, self.outputs, self.device, self.precision = inputs, outputs, device, precision
+        self.cached = cached
         self._label = label(graph)
         self._execute: Execute | None = execute
 

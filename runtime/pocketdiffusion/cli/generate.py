@@ -74,6 +74,15 @@ def _sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--sampler", help="e.g. 'euler', 'dpm++ 2m', 'DPM++ 2M Karras', 'DDIMScheduler'")
     group.add_argument("--schedule", help="e.g. karras, trailing, 'SGM Uniform'")
+    group.add_argument(
+        "--preset",
+        default="exact",
+        metavar="NAME",
+        help="balanced or fast: leave out part of the work, for a slightly different picture (default: exact)",
+    )
+    group.add_argument(
+        "--computed-steps", type=int, metavar="N", help="run the denoiser at N of the steps and forecast the others"
+    )
     group.add_argument("--eta", type=float, help="share of fresh noise in stochastic samplers")
     group.add_argument(
         "--clip-skip", type=int, default=0, metavar="N", help="leave out the text encoder's last N layers"
@@ -94,10 +103,23 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, help="compute threads (default: the engine's choice)")
     group.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32")
     group.add_argument(
+        "--weights",
+        choices=("fast", "compact"),
+        default="fast",
+        help="compact: hold int8 and float16 weights as they are stored: less memory, somewhat slower steps",
+    )
+    group.add_argument("--no-cache", action="store_true", help="neither use nor keep compiled graphs on disk")
+    group.add_argument(
         "--residency",
         choices=("keep", "release"),
         default="keep",
         help="release: close each graph after its stage, for less memory",
+    )
+    group.add_argument(
+        "--vae-tile",
+        type=int,
+        metavar="PIXELS",
+        help="decode in tiles of at most PIXELS x PIXELS: less memory, a slightly different picture",
     )
 
 
@@ -113,9 +135,12 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         threads=args.threads,
         precision=args.precision,
+        weights=args.weights,
+        cache=not args.no_cache,
         residency=args.residency,
         variant=args.variant,
         safety_checker=None if args.no_safety_checker else "bundle",
+        vae_tile=args.vae_tile,
     )
     generation = pipe.stream(" ".join(args.prompt), **fields)
     with Progress("generating", quiet=args.quiet) as progress:
@@ -144,6 +169,8 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "rng": args.rng,
         "sampler": args.sampler,
         "schedule": args.schedule,
+        "preset": args.preset,
+        "computed_steps": args.computed_steps,
         "eta": args.eta,
         "clip_skip": args.clip_skip,
         "weighting": not args.plain_prompt,

@@ -1,6 +1,7 @@
 """Samplers and schedules: everything between a network's raw output and a clean latent. Never sees an engine.
 
-To add a sampler: one file with a generator function of the protocol `types.Sampler`, and one line in SAMPLERS.
+To add a sampler: one file with a generator function of the protocol `types.Sampler`, and one line in SAMPLERS; its
+name in STOCHASTIC if it draws noise.
 To add a schedule: one function and one line in `schedules.SCHEDULES`.
 """
 
@@ -12,7 +13,7 @@ from typing import cast
 from pocketdiffusion.sampling.schedules import SCHEDULES
 from pocketdiffusion.sampling.types import Sampler
 
-__all__ = ["SAMPLERS", "SCHEDULES", "load_sampler"]
+__all__ = ["SAMPLERS", "SCHEDULES", "STOCHASTIC", "load_sampler"]
 
 SAMPLERS = {
     "euler": "euler:euler",
@@ -37,6 +38,11 @@ SAMPLERS = {
     "tcd": "tcd:tcd",
 }
 """Our name -> "module:function" in this package, imported on use."""
+
+STOCHASTIC = frozenset(
+    ("euler a", "dpm2 a", "dpm++ 2m sde", "dpm++ 3m sde", "dpm++ 2s a", "dpm++ sde", "ddpm", "lcm", "tcd")
+)
+"""Samplers that draw noise on the way, unless their eta is 0; DDIM does only with an eta above 0."""
 
 
 def load_sampler(name: str) -> Sampler:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pocketdiffusion.errors import BundleUnsupported, InvalidRequest
-from pocketdiffusion.sampling import SAMPLERS, SCHEDULES, load_sampler
+from pocketdiffusion.sampling import SAMPLERS, SCHEDULES, STOCHASTIC, load_sampler
 from pocketdiffusion.sampling.denoise import Kind, Parameterization, clipped, consistent, thresholded
 from pocketdiffusion.sampling.habits import DPM, HABITS, Habits
 from pocketdiffusion.sampling.names import CLASSES, sampler_and_schedule, schedule_name
@@ -76,6 +76,14 @@ class SamplingPlan:
     def train_timesteps(self) -> int:
         """Number of training timesteps T."""
         return self.training.steps
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the sampler draws noise on the way."""
+        eta = self.options.get("eta")
+        if eta is not None:
+            return bool(eta > 0)
+        return self.sampler in STOCHASTIC or str(self.options.get("algorithm_type")).startswith("sde")
 
     def levels(
         self,
