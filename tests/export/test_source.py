@@ -95,7 +95,7 @@ def test_a_bad_source_is_one_line(
     ("options", "message"),
     [
         ({"recipe": "int3"}, "unknown recipe 'int3'; choose one of: "),
-        ({"target": "tflite"}, "unknown target 'tflite'; choose one of: onnx"),
+        ({"target": "tflite"}, "unknown target 'tflite'; choose one of: coreml, onnx"),
         ({"preset": "absent.toml"}, "preset absent.toml can't be read"),
     ],
 )
