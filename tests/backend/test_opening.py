@@ -73,6 +73,13 @@ def test_contents_that_nothing_vouches_for_are_not_kept(openvino, graphs, tmp_pa
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_graph_too_large_to_export_by_way_of_the_memory_is_not_kept(openvino, graphs, monkeypatch):
+    monkeypatch.setattr("pocketdiffusion.backends.openvino.MAX_KEPT", 0)
+    for _ in range(2):
+        assert not openvino.open(graphs["shift"], "cpu", KNOWN).cached
+    assert EngineCache().entries() == []
+
+
 def test_another_processor_compiles_again(openvino, graphs, monkeypatch):
     openvino.open(graphs["shift"], "cpu", KNOWN)
     monkeypatch.setattr("pocketdiffusion.backends.openvino.processor", lambda: "Linux x86_64 0")
