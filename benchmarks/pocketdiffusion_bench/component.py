@@ -108,6 +108,7 @@ def measure(
     entry = entry_at(bundle, component, size)
     graph = bundle.path / entry.graph
     opened = Component(component, graph, entry, backend=load(backend), device=place, options=options)
+    opened.expect({name: array.shape for name, array in given.items()})
     start = time.perf_counter()
     precision = opened.session.precision
     open_seconds = time.perf_counter() - start

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from pocketdiffusion.backends.base import Backend, Session, SessionOptions
+from pocketdiffusion.backends.rows import count_rows, fixed_batch, in_turn, joined
 from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.errors import BundleCorrupt, NonFinite
 from pocketdiffusion.tensors import AnyArray, TensorSpec
@@ -30,6 +32,10 @@ class Component:
 
     Graphs of one image size each are components of their own, which the native size's holds: see `at`. A graph of a
     fixed batch runs in turn over more rows than that, and over fewer with copies of the last.
+
+    Where the backend `fixes_shapes`, a graph with free axes is opened for one row of the shapes that `expect` named, or
+    else of the first call; calls of other shapes open it anew, for any. So changing sizes cost one opening, and not
+    one each.
 
     Timings: an opening goes to span "<name>.open" of the first run after it, each run to "<name>.run", and what a
     caller waited for an opening to "wait_open".
@@ -50,7 +56,6 @@ class Component:
         self.name, self.graph, self.entry = name, graph, entry
         self.sizes = {} if sizes is None else dict(sizes)
         """(width, height) in pixels -> the same for another size than this one's."""
-        self._batch = _fixed_batch(entry)
         self.backend, self.residency = backend, residency
         self.device = f"{backend.name}:{device}"
         self._device, self._precision, self._cached = device, "", False
@@ -60,6 +65,8 @@ class Component:
         self._opening: Future[tuple[Session, TimedSpan]] | None = None
         self._reported = False
         self._users = 0
+        self._shapes: Mapping[str, tuple[int, ...]] | None = None
+        self._fixes = backend.fixes_shapes(device)
 
     @property
     def session(self) -> Session:
@@ -92,12 +99,19 @@ class Component:
                 other.close()
         return chosen
 
+    def expect(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Say which shapes the inputs of the next calls have, for the opening to come; rows count for nothing."""
+        with self._lock:
+            if self._opening is None and self._fixes:
+                self._shapes = _one_row(shapes)
+
     def open_ahead(self) -> None:
         """Start to open the graph in a thread and return at once. An error is raised by the first use.
 
-        Does nothing when the residency is "release": graphs opened before their turn would be in memory together.
+        Does nothing when the residency is "release": graphs opened before their turn would be in memory together. Nor
+        does it before `expect` where that is of use.
         """
-        if self.residency == "release":
+        if self.residency == "release" or (self._fixes and self._shapes is None):
             return
         future, new = self._future()
         if new:
@@ -115,13 +129,20 @@ class Component:
 
         Raises what `session` raises, GraphFailed for feeds that do not fit, and NonFinite.
         """
+        self.expect({name: np.shape(array) for name, array in feeds.items()})
         if timings is not None:
             self.wait(timings)
-        rows = _rows(feeds)
-        if self._batch in (None, rows):
-            return self._run(feeds, timings)
-        parts = [self._run(part, timings) for part in _in_turn(feeds, rows, self._batch)]
-        return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
+        rows = count_rows(feeds)
+        calls = in_turn(feeds, fixed_batch(self.session.inputs) or rows)
+        if self._shapes is not None and not _takes(self.session, calls[0]):
+            self._open_for_any()
+            calls = in_turn(feeds, fixed_batch(self.session.inputs) or rows)
+        return joined([self._run(call, timings) for call in calls], rows)
+
+    def _open_for_any(self) -> None:
+        """Open the graph anew without fixed shapes. The session before is not closed: another thread may run it."""
+        with self._lock:
+            self._opening, self._shapes, self._fixes = None, None, False
 
     def _run(self, feeds: Mapping[str, AnyArray], timings: Timings | None) -> dict[str, AnyArray]:
         session, opening = self._opened()
@@ -162,6 +183,7 @@ class Component:
         """Free the graph, waiting for an opening under way. Closing twice is allowed; the next use opens it again."""
         with self._lock:
             future, self._opening = self._opening, None
+            self._fixes = self.backend.fixes_shapes(self._device)
         if future is not None and future.exception() is None:
             future.result()[0].close()
 
@@ -188,7 +210,7 @@ class Component:
     def _open_into(self, future: Future[tuple[Session, TimedSpan]]) -> None:
         start = time.perf_counter()
         try:
-            session = self.backend.open(self.graph, self._device, self.options)
+            session = self.backend.open(self.graph, self._device, replace(self.options, shapes=self._shapes))
             self._compare(session)
             self._precision, self._cached = session.precision, session.cached
         except BaseException as error:  # whoever waits for the future raises it
@@ -224,27 +246,21 @@ def _zeros(spec: TensorSpec) -> AnyArray:
     return np.zeros(tuple(axis if isinstance(axis, int) else 1 for axis in spec.shape), spec.dtype)
 
 
-def _fixed_batch(entry: ComponentEntry) -> int | None:
-    """The rows that a graph takes, if it takes no others. Inputs of fewer than two axes have no rows."""
-    batches = {spec.shape[0] for spec in entry.inputs.values() if len(spec.shape) > 1}
-    (batch,) = batches if len(batches) == 1 else (None,)
-    return batch if isinstance(batch, int) else None
+def _one_row(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {name: (1, *shape[1:]) if shape else () for name, shape in shapes.items()}
 
 
-def _rows(feeds: Mapping[str, AnyArray]) -> int:
-    return max((len(array) for array in feeds.values() if np.ndim(array) > 1), default=0)
-
-
-def _in_turn(feeds: Mapping[str, AnyArray], rows: int, batch: int) -> Iterator[dict[str, AnyArray]]:
-    """Feeds of `batch` rows each, the last filled up with copies of the last row."""
-    for start in range(0, rows, batch):
-        taken = np.minimum(np.arange(start, start + batch), rows - 1)
-        yield {name: a[taken] if _has_rows(a, rows) else a for name, a in feeds.items()}
-
-
-def _has_rows(array: AnyArray, rows: int) -> bool:
-    """One axis may be rows as well: timesteps, one for each."""
-    return np.ndim(array) > 1 or (np.ndim(array) == 1 and len(array) == rows > 1)
+def _takes(session: Session, feeds: Mapping[str, AnyArray]) -> bool:
+    """Whether the graph's fixed axes are those of the feeds."""
+    return all(
+        all(
+            axis == length
+            for axis, length in zip(spec.shape, np.shape(feeds[name]), strict=False)
+            if isinstance(axis, int)
+        )
+        for name, spec in session.inputs.items()
+        if name in feeds
+    )
 
 
 def _names(specs: Mapping[str, TensorSpec]) -> str:

@@ -18,7 +18,7 @@ from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.models import find_bundle
 from pocketdiffusion.component import Component, Residency
 from pocketdiffusion.components import choose_devices, describe_choices, open_components
-from pocketdiffusion.denoiser import network, passes
+from pocketdiffusion.denoiser import call_shapes, network, passes
 from pocketdiffusion.errors import BundleUnsupported, InvalidRequest, NonFinite
 from pocketdiffusion.families import Conditioning, load_family
 from pocketdiffusion.generation import Generation, Run
@@ -166,9 +166,10 @@ class Pipeline:
         flags: list[bool] | None = None
         if request.output_type != "latent":
             with self._part("vae_decoder", request).use() as decoder:
+                tile = self._tile("vae_decoder", request)
+                decoder.expect({"latent_sample": (1, run.numbers.latent_channels, *tile)})
                 decoder.wait(timings)
                 with timings.span("vae_decode"):
-                    tile = self._tile("vae_decoder", request)
                     images = pasted(vae.decode(decoder, latents, run.numbers, timings, tile), request)
             if self.safety_checker is not None:
                 flags = self.safety_checker.black_out(images, timings)
@@ -200,6 +201,7 @@ class Pipeline:
             conditioning = conditioning.with_channels(start.channels, guiding=request.task == "instruct")
         index = 0
         with self._part(self._family.denoiser, request).use() as component:
+            component.expect(call_shapes(component, conditioning, start.x.shape))
             component.wait(run.timings)  # opened ahead in a thread; that is no part of the first step
             denoise = denoiser(_answer(component, run, conditioning), run.parameterization)
             forecast = _forecast(denoise, run, start.levels)
@@ -220,9 +222,10 @@ class Pipeline:
     def _encode(self, run: Run) -> Callable[[Array, Noise], Array]:
         def encode(images: Array, noise: Noise) -> Array:
             with self._part("vae_encoder", run.request).use() as encoder:
+                tile = self._tile("vae_encoder", run.request)
+                encoder.expect({"sample": (1, 3, *(cells * run.numbers.vae_factor for cells in tile))})
                 encoder.wait(run.timings)
                 with run.timings.span("vae_encode"):
-                    tile = self._tile("vae_encoder", run.request)
                     return vae.encode(encoder, images, run.numbers, noise, run.timings, tile)
 
         return encode

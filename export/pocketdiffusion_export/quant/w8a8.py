@@ -2,9 +2,10 @@
 
 One file is meant to be fast on both engines; `layers.py` says what is quantized and why. Which layers keep float
 activations is decided by measured error: all are tried first, and if a component then misses the recipe's target, the
-layers that disturb its outputs most, each measured alone (neighbours together in a large component, where a run takes
-seconds, on a part of the picture), go back, as few as needed. What is not quantized is stored as
-float16, which engines convert once at load, whereas an int8 weight would be converted in every run.
+layers that disturb its outputs most, each measured alone, go back, as few as needed. In a large component, where a run
+takes seconds, they are measured on a part of the picture, and only in the groups of neighbours that disturb most. What
+is not quantized is stored as float16, which engines convert once at load, whereas an int8 weight would be converted in
+every run.
 
 Limits: integer products of uint8 and int8 saturate on x86 processors without VNNI, which costs accuracy there.
 """
@@ -31,11 +32,14 @@ from pocketdiffusion_export.quant.report import QuantReport
 from pocketdiffusion_export.quant.weight_only import checked_pair
 from pocketdiffusion_export.quant.weights import Form, fits_half, half, replace_weights, weight_axes
 
+Group = NDArray[np.intp]
+"""Places in the list of layers."""
+
 MAX_CALIBRATION, MAX_TRIALS = 32, 3
 """Samples to measure ranges with, and to decide with which layers go back."""
 SWITCHES, STORE = "quantize_layer", "codes"
 LARGE, GROUPS = 100_000_000, 32
-"""From this many quantized weights on, layers go back in so many groups of neighbours, each tried on one sample."""
+"""From this many quantized weights on, so many groups of neighbours are tried first, each on one sample."""
 
 
 def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds]) -> QuantReport:
@@ -92,39 +96,54 @@ def _codes(graph: onnx.GraphProto, layers: Sequence[Layer], recipe: Recipe, repo
 
 def _choose(
     layers: Sequence[Layer],
-    groups: Sequence[NDArray[np.intp]],
+    groups: Sequence[Group],
     recipe: Recipe,
     whole: Callable[[Array], float],
     each: Callable[[Array], float],
     report: QuantReport,
 ) -> list[Layer]:
-    """Layers to quantize. Others are in the report with the SQNR that each group alone leaves.
+    """Layers to quantize. Others are in the report with the SQNR that each alone leaves.
 
     `whole` and `each` give the SQNR that switches leave: the first decides, the second puts groups in order.
     """
-    report.notes["sqnr_db_all_quantized"] = round(whole(np.ones(len(layers), np.float32)), 1)
-    if report.notes["sqnr_db_all_quantized"] >= recipe.target_sqnr_db:
+    count, target = len(layers), recipe.target_sqnr_db
+    report.notes["sqnr_db_all_quantized"] = round(whole(_without(count, [])), 1)
+    if report.notes["sqnr_db_all_quantized"] >= target:
         return list(layers)
-    alone = np.array([each(_vector(len(layers), [group])) for group in groups])
-    worst_first = [groups[index] for index in np.argsort(alone)]
-    few, many = 0, len(groups)
-    while many - few > 1:
-        middle = (few + many) // 2
-        enough = whole(_vector(len(layers), worst_first[middle:])) >= recipe.target_sqnr_db
-        few, many = (few, middle) if enough else (middle, many)
-    quantized = _vector(len(layers), worst_first[many:])
+    kept = _fewest(groups, count, target, whole, each)
+    if max(map(len, groups)) > 1:  # of the groups that must go back, few layers need to
+        kept = _fewest([np.array([layer]) for group, _ in kept for layer in group], count, target, whole, each)
+    quantized = _without(count, [group for group, _ in kept])
     report.notes["sqnr_db_as_chosen"] = round(whole(quantized), 1)
-    for group, figure in zip(groups, alone, strict=True):
-        for index in group[quantized[group] == 0]:
-            report.kept_float[layers[index].weight] = f"{figure:.1f} dB if only it or its group had uint8 activations"
+    for group, alone in kept:
+        for index in group:
+            report.kept_float[layers[index].weight] = f"{alone:.1f} dB if only it had uint8 activations"
     return [layer for layer, on in zip(layers, quantized, strict=True) if on]
 
 
-def _vector(count: int, groups: Sequence[NDArray[np.intp]]) -> Array:
-    """Switches that are on for these groups of layers."""
-    switches = np.zeros(count, np.float32)
+def _fewest(
+    groups: Sequence[Group],
+    count: int,
+    target: float,
+    whole: Callable[[Array], float],
+    each: Callable[[Array], float],
+) -> list[tuple[Group, float]]:
+    """The fewest groups, the worst first, without which the others reach the target; each with its own SQNR in dB."""
+    alone = [each(1 - _without(count, [group])) for group in groups]
+    worst_first = np.argsort(alone)
+    few, many = 0, len(groups)
+    while many - few > 1:
+        middle = (few + many) // 2
+        enough = whole(_without(count, [groups[index] for index in worst_first[:middle]])) >= target
+        few, many = (few, middle) if enough else (middle, many)
+    return [(groups[index], alone[index]) for index in worst_first[:many]]
+
+
+def _without(count: int, groups: Sequence[Group]) -> Array:
+    """Switches that are on for all layers but those of these groups."""
+    switches = np.ones(count, np.float32)
     for group in groups:
-        switches[group] = 1
+        switches[group] = 0
     return switches
 
 

@@ -27,6 +27,9 @@ class SessionOptions:
     identity: str | None = None
     """What names the graph's exact contents. An engine may keep what it makes of the graph under it, for the next
     opening; None: nothing vouches for the contents, or nothing shall be kept."""
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    """Input -> shape of the calls to come, of one row each. An engine that `fixes_shapes` fixes the graph's free axes
+    to them, and `Session.inputs` tells."""
 
 
 class Session(Protocol):
@@ -59,6 +62,10 @@ class Backend(Protocol):
 
     def devices(self) -> list[str]:
         """Devices present, best first, e.g. ["cuda", "cpu"]. Cheap, never raises; [] when the engine is missing."""
+        ...
+
+    def fixes_shapes(self, device: str) -> bool:
+        """Whether graphs are faster there when they are opened for one shape of calls; see `SessionOptions.shapes`."""
         ...
 
     def open(self, graph: Path, device: str, options: SessionOptions) -> Session:

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pocketdiffusion.atomic import replace_file
 from pocketdiffusion.bundle.paths import cache_dir
@@ -40,6 +40,8 @@ _RULES = 1
 """Raised when the form of an entry changes."""
 _PAGE = 4096
 """Bytes before the engine's own, which start on a page of memory."""
+_PAGE_OUT = 21
+"""MADV_PAGEOUT of Linux, which leaves pages that were written to alone."""
 _SUFFIX = ".engine"
 _Key = Mapping[str, Any]
 
@@ -67,6 +69,12 @@ class Found:
     """What was stored beside the engine's bytes."""
     data: memoryview
     """The engine's bytes, mapped from the file for as long as something refers to them."""
+
+    def page_out(self) -> None:
+        """Let the system have the memory back, for an engine that has made copies; what is read again comes again."""
+        if sys.platform == "linux":
+            with suppress(OSError):  # kernels before 5.4 don't know it
+                cast(mmap.mmap, self.data.obj).madvise(_PAGE_OUT)
 
 
 def limit_bytes() -> int:

@@ -53,6 +53,10 @@ class CoreMLBackend:
         except BackendUnavailable:
             return ""
 
+    def fixes_shapes(self, device: str) -> bool:
+        """Never."""
+        return False
+
     def open(self, graph: Path, device: str, options: SessionOptions) -> EngineSession:
         """Load a model. Raises BackendUnavailable or GraphFailed."""
         require_device(self.name, device, self.devices())

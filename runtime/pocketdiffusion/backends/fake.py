@@ -38,6 +38,8 @@ class FakeBackend:
     graphs: Mapping[str, FakeGraph] = field(default_factory=dict)
     name: str = "fake"
     formats: tuple[str, ...] = ("fake",)
+    fixes: bool = False
+    """Whether graphs are opened for one shape of calls."""
     opened: list[str] = field(default_factory=list)
     """Names of the graphs in the order they were opened."""
     runs: list[tuple[str, dict[str, AnyArray]]] = field(default_factory=list)
@@ -53,6 +55,10 @@ class FakeBackend:
         """Always "1"."""
         return "1"
 
+    def fixes_shapes(self, device: str) -> bool:
+        """As `fixes` says."""
+        return self.fixes
+
     def open(self, graph: Path, device: str, options: SessionOptions) -> EngineSession:
         """A session of the graph with that file name. Raises BackendUnavailable or GraphFailed."""
         require_device(self.name, device, self.devices())
@@ -65,7 +71,7 @@ class FakeBackend:
         self.opened.append(name)
         return _FakeSession(
             graph,
-            inputs=fake.inputs,
+            inputs=_fixed(fake.inputs, options.shapes or {}),
             outputs=fake.outputs,
             device=f"{self.name}:{device}",
             precision=options.precision,
@@ -83,6 +89,10 @@ class FakeBackend:
                 if array.dtype.kind == "f":
                     array.flat[0] = np.nan
         return outputs
+
+
+def _fixed(specs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(spec.dtype, shapes.get(name, spec.shape)) for name, spec in specs.items()}
 
 
 class _FakeSession(EngineSession):

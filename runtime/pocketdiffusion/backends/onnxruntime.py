@@ -90,6 +90,10 @@ class OnnxRuntimeBackend:
         except BackendUnavailable:
             return ""
 
+    def fixes_shapes(self, device: str) -> bool:
+        """Never."""
+        return False
+
     def open(self, graph: Path, device: str, options: SessionOptions) -> EngineSession:
         """Load and optimise a graph. Raises BackendUnavailable, DeviceNotAttached or GraphFailed."""
         require_device(self.name, device, self.devices())
