@@ -1,8 +1,9 @@
 """Quality and rate of measured cases, once all are done: pictures against the reference's, arithmetic against the peak.
 
 The reference of a case is, among those measured with it of the same model, size, steps, sampler, guidance, prompt and
-seed, the one that is all float32: ours before Diffusers', Diffusers' before others. A case has the size, steps and so
-on that its configuration says. Pictures of other noise are not compared: they would differ by all that noise decides.
+seed, the one that is all float32 and leaves nothing out: ours before Diffusers', Diffusers' before others. A case has
+the size, steps and so on that its configuration says. Pictures of other noise are not compared: they would differ by
+all that noise decides.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def _reference(record: Record, found: Found) -> tuple[Measured, Record] | None:
 
 def _is_float32(record: Record) -> bool:
     used = record.configuration
-    return record.status == OK and (used.get("precision"), used.get("recipe")) == ("float32", "fp32")
+    computed = record.status == OK and record.case.exact
+    return computed and (used.get("precision"), used.get("recipe")) == ("float32", "fp32")
 
 
 def _work(record: Record) -> tuple[Any, ...]:
@@ -121,6 +123,8 @@ def _flops(record: Record, bundle: Bundle) -> float:
     """Operations of the denoiser in one span "step" of the record. Raises BenchError."""
     used = record.configuration
     names = ("width", "height", "steps", "guidance")
+    if not record.case.exact:
+        raise BenchError(f"preset {record.case.preset} leaves out work, more in some steps than in others")
     missing = [name for name in names if used.get(name) is None]
     steps, pictures = len(record.samples("step")), len(record.samples("image"))
     if missing or not steps or not pictures:

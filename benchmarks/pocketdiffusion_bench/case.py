@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 OURS = "pocketdiffusion"
+EXACT = "exact"
+"""The preset that leaves nothing out."""
 PROMPT = "a photo of a cat on a sofa"
 
 
@@ -33,12 +35,19 @@ class Case:
     steps: int | None = None
     sampler: str | None = None
     guidance: float | None = None
+    preset: str | None = None
+    """Ours only: how much work is left out, a name in `pocketdiffusion.presets.PRESETS`."""
     prompt: str = PROMPT
     seed: int = 0
     residency: str | None = None
     """Ours only: "keep" or "release"."""
     memory_limit: int | None = None
     """Bytes of memory, without swap, that the process may use; None sets no limit."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether no work is left out, so that the picture is the model's own and its steps are alike."""
+        return self.preset in (None, EXACT)
 
     @property
     def label(self) -> str:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketdiffusion.timing import TimedSpan, peak_rss
-from pocketdiffusion_bench.case import Case
+from pocketdiffusion_bench.case import EXACT, Case
 from pocketdiffusion_bench.events import OPENING, START, EventLog
-from pocketdiffusion_bench.timeline import stage_of, timeline
+from pocketdiffusion_bench.timeline import UNEVEN_STEP, stage_of, timeline
 
 if TYPE_CHECKING:
     from pocketdiffusion.pipeline import Pipeline
@@ -81,6 +81,7 @@ def _picture(pipe: Pipeline, case: Case, file: Path, log: EventLog, closings: Se
         num_inference_steps=case.steps,
         sampler=case.sampler,
         guidance_scale=case.guidance,
+        preset=case.preset or EXACT,
         seed=case.seed,
     )
     made = time.perf_counter()
@@ -89,7 +90,7 @@ def _picture(pipe: Pipeline, case: Case, file: Path, log: EventLog, closings: Se
     saved = time.perf_counter()
     log.picture(file)
     for span in timeline([*result.timings.spans, *closings], start, made):
-        log.span(*span)
+        log.span(*(span if case.exact or span.name != "step" else span._replace(name=UNEVEN_STEP)))
     log.span("save", made, saved)
     log.span("image", start, saved)
     return result
@@ -118,6 +119,7 @@ def configuration(pipe: Pipeline, case: Case, result: Result) -> dict[str, Any]:
         "sampler": sampler_and_schedule(made.sampler or "", SAMPLERS, SCHEDULES)[0],
         "schedule": schedule_name(made.schedule or "", SCHEDULES),
         "guidance": made.guidance_scale,
+        "preset": case.preset or EXACT,
         "bundle": pipe.bundle.digest,
         "pocketdiffusion": __version__,
         "components": {

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
+from pocketdiffusion.presets import PRESETS
 from pocketdiffusion_bench.case import OURS, PROMPT, Case, product
 from pocketdiffusion_bench.errors import BenchError
 
@@ -17,7 +18,19 @@ Value = TypeVar("Value")
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-LISTS = ("model", "peer", "recipe", "device", "precision", "threads", "steps", "sampler", "guidance", "residency")
+LISTS = (
+    "model",
+    "peer",
+    "recipe",
+    "device",
+    "precision",
+    "threads",
+    "steps",
+    "sampler",
+    "guidance",
+    "preset",
+    "residency",
+)
 """Options whose values are multiplied into cases, beside --size and --memory-limit; named like the case's fields."""
 
 
@@ -34,6 +47,7 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=listed(whole), default=[None], help="denoising steps (default: the model's)")
     group.add_argument("--sampler", type=words, default=[None], help="e.g. 'euler,dpm++ 2m'")
     group.add_argument("--guidance", type=listed(_number), default=[None], metavar="SCALE")
+    group.add_argument("--preset", type=listed(preset), default=[None], help=", ".join(PRESETS))
     group.add_argument("--residency", type=words, default=[None], help="keep, release")
     group.add_argument(
         "--memory-limit", type=listed(size_in_bytes), default=[None], metavar="SIZE", help="e.g. 1GB,500MB"
@@ -103,6 +117,13 @@ def precision(text: str) -> str:
     """One of `PRECISIONS`."""
     if text not in PRECISIONS:
         raise argparse.ArgumentTypeError(f"{text!r} is no precision; choose from {', '.join(PRECISIONS)}")
+    return text
+
+
+def preset(text: str) -> str:
+    """One of `PRESETS`."""
+    if text not in PRESETS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no preset; choose from {', '.join(PRESETS)}")
     return text
 
 

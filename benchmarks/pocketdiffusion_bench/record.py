@@ -24,9 +24,10 @@ class Span:
 
     One after another: "python" (until the first line of the program), "import", "load" (reading the model; with
     everything in it, where a peer does not tell its parts), "prepare" (until prompts are read), "tokenise", "wait_open"
-    (for a graph that is still being opened), "text_encode", "vae_encode", "step", "vae_decode", "close" (of a graph,
-    between these), "convert" (to a picture), "save", "end" (until the process is gone). Apart from these:
-    "open:<component>", which may overlap others, and "image", which encloses what belongs to one picture.
+    (for a graph that is still being opened), "text_encode", "vae_encode", "step" ("uneven_step" where a preset leaves
+    out work in some), "vae_decode", "close" (of a graph, between these), "convert" (to a picture), "save", "end" (until
+    the process is gone). Apart from these: "open:<component>", which may overlap others, and "image", which encloses
+    what belongs to one picture.
     """
 
     name: str

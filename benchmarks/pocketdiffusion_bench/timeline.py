@@ -16,6 +16,8 @@ PLACES = {
 """Component -> the stage that runs it; all others are the denoiser's."""
 BETWEEN = ("wait_open", "close")
 """What can happen to a graph inside another stage, which is then cut; but inside a step it is a part of the step."""
+UNEVEN_STEP = "uneven_step"
+"""A step of a run that leaves work out: it says nothing of the other steps, so it is no sample of "step"."""
 STAGES = (*BETWEEN, "vae_encode", "step", "vae_decode")
 
 

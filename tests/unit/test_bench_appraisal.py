@@ -91,6 +91,17 @@ def test_pictures_are_compared_with_the_float32_case_of_the_same_work(measured):
     assert other.quality.sqnr_db["unet"] > 30 and not other.quality.random_weights
 
 
+def test_what_leaves_work_out_is_no_reference_and_has_no_rate(measured):
+    said: list[str] = []
+    jobs = [measured(110, Case("sticker", preset="fast")), measured(100, Case("sticker", preset="exact"))]
+    fast, exact = appraise(jobs, said.append)
+    assert fast.quality is not None and exact.quality is not None and exact.rate is not None
+    assert fast.quality.reference == exact.case.label and fast.rate is None
+    assert said == [
+        "sticker preset=fast: no rate: preset fast leaves out work, more in some steps than in others",
+    ]
+
+
 def test_without_a_reference_there_is_what_the_manifest_says(measured):
     (found,) = appraise([measured(recipe="int8")], silent)
     assert found.quality is not None and found.quality.psnr_db is None

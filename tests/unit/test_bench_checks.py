@@ -53,6 +53,7 @@ def test_what_was_asked_and_done_passes(asked: dict[str, object]) -> None:
         ({"width": 64, "height": 64}, {"width": 32}, "ran with width 32"),
         ({"threads": 2}, {"threads": 8}, "ran with threads 8"),
         ({"guidance": 3.5}, {"guidance": 1.0}, "ran with guidance 1.0"),
+        ({"preset": "fast"}, {"preset": "exact"}, "ran with preset exact, asked for fast"),
     ],
 )
 def test_what_was_silently_changed_is_told(asked: dict[str, object], changes: dict[str, object], message: str) -> None:

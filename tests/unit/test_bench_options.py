@@ -35,6 +35,11 @@ def test_lists_are_multiplied_and_sizes_stay_pairs() -> None:
     assert {case.memory_limit for case in found} == {10**9}
 
 
+def test_presets_are_multiplied_too_and_stand_in_the_label() -> None:
+    exact, balanced = cases(parsed("a", "--preset", "exact,balanced"))
+    assert (exact.exact, balanced.exact, balanced.label) == (True, False, "a preset=balanced")
+
+
 def test_equal_cases_are_measured_once() -> None:
     assert len(cases(parsed("a", "a", "--steps", "2,2"))) == 1
 
@@ -71,6 +76,7 @@ def test_what_is_no_size(text: str) -> None:
         (["--steps", "0"], "whole number from 1"),
         (["--steps", "1,,2"], "empty place"),
         (["--guidance", "much"], "is no number"),
+        (["--preset", "exact,good"], "'good' is no preset; choose from exact, balanced, fast"),
         (["--runs", "0"], "whole number from 1"),
         (["-o", "xls"], "invalid choice"),
     ],

@@ -52,8 +52,10 @@ class Peer:
                 raise BenchError(
                     f"{self.name} has no {field} '{asked}'; it has: {', '.join(allowed) or 'its own only'}"
                 )
-        if case.residency is not None:
-            raise BenchError(f"{self.name} has no residency '{case.residency}'; that is pocketdiffusion's own setting")
+        for field in ("preset", "residency"):
+            asked = getattr(case, field)
+            if asked is not None:
+                raise BenchError(f"{self.name} has no {field} '{asked}'; that is pocketdiffusion's own setting")
         self.sampler(case)
 
     def sampler(self, case: Case) -> str | None:
