@@ -40,8 +40,6 @@ _RULES = 1
 """Raised when the form of an entry changes."""
 _PAGE = 4096
 """Bytes before the engine's own, which start on a page of memory."""
-_PAGE_OUT = 21
-"""MADV_PAGEOUT of Linux, which leaves pages that were written to alone."""
 _SUFFIX = ".engine"
 _Key = Mapping[str, Any]
 
@@ -70,11 +68,13 @@ class Found:
     data: memoryview
     """The engine's bytes, mapped from the file for as long as something refers to them."""
 
-    def page_out(self) -> None:
-        """Let the system have the memory back, for an engine that has made copies; what is read again comes again."""
-        if sys.platform == "linux":
-            with suppress(OSError):  # kernels before 5.4 don't know it
-                cast(mmap.mmap, self.data.obj).madvise(_PAGE_OUT)
+    def unload(self) -> None:
+        """Take the bytes out of this process's memory, for an engine that has made copies; read again they come again.
+
+        The engine must not have written to them. The system keeps them for the next process, if it has room.
+        """
+        if sys.platform == "linux":  # elsewhere the call means something else
+            cast(mmap.mmap, self.data.obj).madvise(mmap.MADV_DONTNEED)
 
 
 def limit_bytes() -> int:

@@ -145,7 +145,7 @@ def _compiled(core: Any, graph: Path, device: str, options: SessionOptions, sett
         with suppress(Exception):  # one of a build or driver that calls itself the same; it is compiled and kept anew
             tensor = _engine().Tensor(np.frombuffer(found.data, np.uint8), shared_memory=True)
             imported = core.import_model(tensor, device.upper(), settings)
-            found.page_out()
+            found.unload()
             return _Opened(imported, **found.facts, mapped=found.data)
     model = read(core, graph, options)
     given, made = ([_name(graph, port) for port in ports] for ports in (model.inputs, model.outputs))
