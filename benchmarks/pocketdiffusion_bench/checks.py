@@ -70,9 +70,9 @@ def pixels_of(picture: Path) -> bytes:
 
 def _asked_device(case: Case, component: str) -> str | None:
     """The device asked for a component; None where the choice was left open."""
-    from pocketdiffusion.backends.roles import device_for, parse_devices
+    from pocketdiffusion.backends.roles import parse_devices, role_value
 
-    device = "auto" if case.device is None else device_for(parse_devices(case.device), component)
+    device = "auto" if case.device is None else role_value(parse_devices(case.device), component)
     return None if device == "auto" else device.lower()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
-from pocketdiffusion.backends import Choice, choose, device_for, load, parse_devices
+from pocketdiffusion.backends import Choice, choose, load, parse_devices, role_value
 from pocketdiffusion.backends.base import SessionOptions, Weights
 from pocketdiffusion.backends.probe import Trial, probe
 from pocketdiffusion.bundle import Bundle
@@ -21,15 +21,21 @@ def choose_devices(bundle: Bundle, device: str | Mapping[str, str]) -> dict[str,
     """The engine and device of each component. Raises InvalidRequest and BackendUnavailable."""
     roles = parse_devices(device)
     return {
-        name: choose(entry.format, device_for(roles, name), component=name)
+        name: choose(entry.format, role_value(roles, name), component=name)
         for name, entry in bundle.manifest.components.items()
     }
 
 
 def open_components(
-    bundle: Bundle, choices: Mapping[str, Choice], options: SessionOptions, residency: Residency, *, cache: bool = True
+    bundle: Bundle,
+    choices: Mapping[str, Choice],
+    options: SessionOptions,
+    residency: Residency,
+    *,
+    cache: bool = True,
+    precisions: Mapping[str, str] | None = None,
 ) -> dict[str, Component]:
-    """A `Component` for each graph; nothing is opened yet.
+    """A `Component` for each graph; nothing is opened yet. `precisions`, by role, go before that of `options`.
 
     Graphs of another exporter's folder are tried in a child process once for each engine and device, which is
     remembered as long as no file changes. `cache`: engines may keep what they compile, unless nothing vouches for the
@@ -44,11 +50,14 @@ def open_components(
     for name, choice in choices.items():
         if choice.backend == "openvino" and bundle.manifest.components[name].format == "onnx":
             _refuse_linked_weights(bundle, name)
+    each = dict.fromkeys(choices, options)
+    if precisions is not None:
+        each = {name: replace(options, precision=role_value(precisions, name)) for name in choices}
     if not bundle.hashed:
-        _try_once(bundle, choices, options)
+        _try_once(bundle, choices, each)
     digest = bundle.digest if cache and bundle.hashed else None
     return {
-        name: _component(bundle, name, choice, replace(options, identity=digest), residency)
+        name: _component(bundle, name, choice, replace(each[name], identity=digest), residency)
         for name, choice in choices.items()
     }
 
@@ -83,11 +92,13 @@ def _refuse_linked_weights(bundle: Bundle, name: str) -> None:
             )
 
 
-def _try_once(bundle: Bundle, choices: Mapping[str, Choice], options: SessionOptions) -> None:
-    trials = [Trial(bundle.graph(name), choice.backend, choice.device, options) for name, choice in choices.items()]
+def _try_once(bundle: Bundle, choices: Mapping[str, Choice], options: Mapping[str, SessionOptions]) -> None:
+    trials = [
+        Trial(bundle.graph(name), choice.backend, choice.device, options[name]) for name, choice in choices.items()
+    ]
     engines = sorted({f"{choice} {load(choice.backend).version()}" for choice in choices.values()})
-    graphs = [str(trial.graph) for trial in trials]
-    key = f"tried {bundle.digest} {options.precision} {options.weights} {', '.join(engines)} {graphs}"
+    graphs = [f"{trial.graph} {trial.options.precision} {trial.options.weights}" for trial in trials]
+    key = f"tried {bundle.digest} {', '.join(engines)} {graphs}"
     records, found = Records(cache_dir()), marks(bundle.path, bundle.manifest.files)
     if not records.holds(bundle.path, key, found):
         probe(trials)

@@ -13,6 +13,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from pocketdiffusion import vae
+from pocketdiffusion.backends import parse_precisions
 from pocketdiffusion.backends.base import SessionOptions, Weights
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.models import find_bundle
@@ -66,7 +67,7 @@ class Pipeline:
         *,
         device: str | Mapping[str, str] = "auto",
         threads: int | None = None,
-        precision: str = "float32",
+        precision: str | Mapping[str, str] = "float32",
         weights: Weights = "fast",
         cache: bool = True,
         residency: Residency = "keep",
@@ -76,7 +77,8 @@ class Pipeline:
     ) -> Pipeline:
         """Open a bundle, or another exporter's folder of graphs, by name, path or "owner/name" in the hub's cache.
 
-        `device` is "auto", "cpu", "openvino:gpu" …, or one for each of text_encoder, denoiser and vae. `weights`
+        `device` is "auto", "cpu", "openvino:gpu" …, or one for each of text_encoder, denoiser and vae;
+        `precision`, the arithmetic, likewise: "bfloat16", "denoiser=bfloat16,vae=float32". `weights`
         "compact" holds the int8 or float16 weights of graphs that compute in float32 as they are stored: less memory,
         somewhat slower runs. `cache` False neither uses nor fills the folder of compiled graphs. `residency`
         "keep" leaves graphs open between calls; "release" closes each when its stage is over, so that the peak is the
@@ -88,8 +90,8 @@ class Pipeline:
         """
         bundle = Bundle.open(find_bundle(model), variant=variant)
         choices = choose_devices(bundle, device)
-        options = SessionOptions(threads=threads, precision=precision, weights=weights)
-        pipe = cls(bundle, open_components(bundle, choices, options, residency, cache=cache))
+        options, precisions = SessionOptions(threads=threads, weights=weights), parse_precisions(precision)
+        pipe = cls(bundle, open_components(bundle, choices, options, residency, cache=cache, precisions=precisions))
         pipe.notes = (*bundle.notes, *describe_choices(choices))
         pipe.vae_tile = vae_tile
         if safety_checker is None:

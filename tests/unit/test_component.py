@@ -281,6 +281,16 @@ def test_only_contents_that_are_vouched_for_have_an_identity(tiny_bundle, monkey
     assert set(identities(replace(tiny_bundle, hashed=False)).values()) == {None}
 
 
+def test_a_precision_for_each_role(tiny_bundle):
+    choices = dict.fromkeys(tiny_bundle.manifest.components, Choice("fake", "cpu", "a test"))
+    precisions = {"default": "float32", "vae": "bfloat16"}
+    opened = open_components(tiny_bundle, choices, SessionOptions(threads=3), "keep", precisions=precisions)
+    assert {name: component.options.precision for name, component in opened.items()} == {
+        name: "bfloat16" if name.startswith("vae") else "float32" for name in choices
+    }
+    assert {component.options.threads for component in opened.values()} == {3}
+
+
 def test_an_unknown_way_to_hold_weights_is_refused(tiny_bundle):
     with pytest.raises(InvalidRequest, match="weights is 'small'; choose one of: fast, compact"):
         open_components(tiny_bundle, {}, SessionOptions(weights="small"), "keep")

@@ -16,9 +16,10 @@ from pocketdiffusion.backends import (
     DeviceInfo,
     available,
     choose,
-    device_for,
     load,
     parse_devices,
+    parse_precisions,
+    role_value,
 )
 from pocketdiffusion.backends.onnxruntime import PROVIDERS
 from pocketdiffusion.errors import BackendUnavailable, InvalidRequest
@@ -236,6 +237,32 @@ def test_wrong_devices_for_roles(devices, message):
     assert caught.value.parameter == "device"
 
 
+def test_precisions_for_roles():
+    assert set(parse_precisions("bfloat16").values()) == {"bfloat16"}
+    found = parse_precisions("unet=bfloat16,vae=float16")
+    assert [role_value(found, name) for name in ("unet", "vae_decoder", "text_encoder_2", "safety_checker")] == [
+        *("bfloat16", "float16", "float32", "float32")
+    ]
+    assert parse_precisions({"default": "bfloat16", "vae": "float32"})["vae"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("precisions", "message"),
+    [
+        ("int3", "precision of text_encoder is 'int3'; choose from float32, bfloat16, float16"),
+        ("vae=half", "precision of vae is 'half'; choose from float32"),
+        ("vae", "precision of text_encoder is 'vae'; choose from float32"),
+        ("vea=float32", "unknown role 'vea'"),
+        ("vae=float32,vae_decoder=float16", "two precisions are given for 'vae'"),
+        ("vae=", "no precision is given for 'vae'; write e.g. vae=float32"),
+    ],
+)
+def test_wrong_precisions_for_roles(precisions, message):
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        parse_precisions(precisions)
+    assert caught.value.parameter == "precision"
+
+
 @pytest.mark.parametrize(
     ("component", "role"),
     [
@@ -250,4 +277,4 @@ def test_wrong_devices_for_roles(devices, message):
 )
 def test_the_role_of_a_component(component, role):
     devices = {name: name for name in ("text_encoder", "denoiser", "vae", "default")}
-    assert device_for(devices, component) == role
+    assert role_value(devices, component) == role

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pocketdiffusion.backends.base import Backend, SessionOptions
-from pocketdiffusion.backends.roles import device_for, parse_devices
+from pocketdiffusion.backends.roles import parse_devices, parse_precisions, role_value
 from pocketdiffusion.errors import BackendUnavailable, InvalidRequest
 
 __all__ = [
@@ -22,9 +22,10 @@ __all__ = [
     "SessionOptions",
     "available",
     "choose",
-    "device_for",
     "load",
     "parse_devices",
+    "parse_precisions",
+    "role_value",
 ]
 
 BACKENDS: dict[str, str] = {

@@ -11,6 +11,9 @@ from pocketdiffusion.tensors import AnyArray, TensorSpec
 
 Weights = Literal["fast", "compact"]
 
+PRECISIONS = ("float32", "bfloat16", "float16")
+"""The arithmetic that can be asked for, the usual one first."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
@@ -19,7 +22,7 @@ class SessionOptions:
     threads: int | None = None
     """Compute threads; None leaves the engine its own choice (the physical cores)."""
     precision: str = "float32"
-    """The arithmetic asked for: "float32", "bfloat16", "float16". An engine that can't give it says so."""
+    """The arithmetic asked for, of `PRECISIONS`. An engine that can't give it says so."""
     weights: Weights = "fast"
     """Of graphs with int8 or float16 weights and float32 arithmetic: "fast" turns weights into float32 once, at
     opening; "compact" keeps them in memory as they are stored and does it in every run. The answers differ by rounding.

@@ -1,9 +1,10 @@
-"""A device for each role: ``"unet=openvino:gpu,vae=onnxruntime:cpu"``."""
+"""A device, or an arithmetic, for each role: ``"unet=openvino:gpu,vae=onnxruntime:cpu"``, ``"denoiser=bfloat16"``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pocketdiffusion.backends.base import PRECISIONS
 from pocketdiffusion.errors import InvalidRequest
 
 DEFAULT = "default"
@@ -19,27 +20,45 @@ def parse_devices(devices: str | Mapping[str, str]) -> dict[str, str]:
     What is not named gets the default, and that is "auto". Devices are checked later, by `choose`.
     Raises InvalidRequest.
     """
-    pairs = list(devices.items()) if isinstance(devices, Mapping) else [_pair(part) for part in devices.split(",")]
+    return _parse(devices, "device", "auto")
+
+
+def parse_precisions(precisions: str | Mapping[str, str]) -> dict[str, str]:
+    """Role -> arithmetic, given as for `parse_devices`; what is not named gets the default, and that is "float32".
+
+    Whether an engine has it is found when a graph is opened. Raises InvalidRequest.
+    """
+    found = _parse(precisions, "precision", PRECISIONS[0])
+    for role, precision in found.items():
+        if precision not in PRECISIONS:
+            raise InvalidRequest(
+                "precision", f"precision of {role} is {precision!r}; choose from {', '.join(PRECISIONS)}"
+            )
+    return found
+
+
+def role_value(values: Mapping[str, str], component: str) -> str:
+    """What a component ("unet", "vae_decoder", "text_encoder_2") gets of what `parse_devices` and its like returned."""
+    role = "text_encoder" if component.startswith("text_encoder") else ALIASES.get(component, component)
+    return values.get(role, values[DEFAULT])
+
+
+def _parse(given: str | Mapping[str, str], what: str, usual: str) -> dict[str, str]:
+    pairs = list(given.items()) if isinstance(given, Mapping) else [_pair(part) for part in given.split(",")]
     named: dict[str, str] = {}
-    for name, device in pairs:
+    for name, value in pairs:
         role = ALIASES.get(name, name)
         if role not in ROLES:
-            raise InvalidRequest("device", f"unknown role '{name}'; choose from {', '.join([*ROLES, *ALIASES])}")
-        if not device:
-            raise InvalidRequest("device", f"no device is given for '{name}'; write e.g. {name}=auto")
+            raise InvalidRequest(what, f"unknown role '{name}'; choose from {', '.join([*ROLES, *ALIASES])}")
+        if not value:
+            raise InvalidRequest(what, f"no {what} is given for '{name}'; write e.g. {name}={usual}")
         if role in named:
-            raise InvalidRequest("device", f"two devices are given for '{role}': {named[role]} and {device}; give one")
-        named[role] = device
-    default = named.get(DEFAULT, "auto")
+            raise InvalidRequest(what, f"two {what}s are given for '{role}': {named[role]} and {value}; give one")
+        named[role] = value
+    default = named.get(DEFAULT, usual)
     return {role: named.get(role, default) for role in ROLES}
 
 
-def device_for(devices: Mapping[str, str], component: str) -> str:
-    """The device of a component ("unet", "vae_decoder", "text_encoder_2"), from the result of `parse_devices`."""
-    role = "text_encoder" if component.startswith("text_encoder") else ALIASES.get(component, component)
-    return devices.get(role, devices[DEFAULT])
-
-
 def _pair(part: str) -> tuple[str, str]:
-    name, equals, device = part.partition("=")
-    return (name.strip(), device.strip()) if equals else (DEFAULT, part.strip())
+    name, equals, value = part.partition("=")
+    return (name.strip(), value.strip()) if equals else (DEFAULT, part.strip())

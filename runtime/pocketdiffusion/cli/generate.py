@@ -101,7 +101,11 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
         help="auto, cpu, openvino:gpu …, or one for each part: denoiser=onnxruntime:cuda,vae=cpu",
     )
     group.add_argument("--threads", type=int, help="compute threads (default: the engine's choice)")
-    group.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32")
+    group.add_argument(
+        "--precision",
+        default="float32",
+        help="the arithmetic: float32, bfloat16 or float16, or one for each part: denoiser=bfloat16,vae=float32",
+    )
     group.add_argument(
         "--weights",
         choices=("fast", "compact"),

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from pocketdiffusion.backends.base import PRECISIONS
 from pocketdiffusion.cli.command import Command
 from pocketdiffusion.cli.table import table
 
@@ -21,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", action="append", help="only here, e.g. openvino:cpu (default: every device present)"
     )
-    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
