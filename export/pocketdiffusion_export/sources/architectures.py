@@ -20,6 +20,7 @@ class Architecture:
 
     unet: Config
     vae: Config
+    """`_class_name` if it is no `AutoencoderKL`."""
     text_encoder: Config
     """`CLIPTextConfig`."""
     scheduler: Config
@@ -46,6 +47,7 @@ _VAE = {
     "latent_channels": 4,
     "sample_size": 512,
 }
+_TAESD = {"_class_name": "AutoencoderTiny"}  # that class's defaults are the published model's
 _TOKENS = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 1, "vocab_size": 49408}
 _CLIP_L = {
     **_TOKENS,
@@ -110,6 +112,7 @@ _UNET_XL = {
 
 _SD15 = Architecture(_UNET_1, _VAE, _CLIP_L, _PNDM)
 _SD21 = Architecture(_UNET_2 | {"sample_size": 96}, _VAE | {"sample_size": 768}, _OPEN_CLIP_H, _DDIM_V, pad_token="!")
+_SD_TURBO = replace(_SD21, unet=_UNET_2, scheduler=_EULER | {"timestep_spacing": "trailing"})
 _UNET_SSD = _UNET_XL | {
     "transformer_layers_per_block": [1, [2, 2], [4, 4]],
     "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
@@ -129,13 +132,15 @@ _SDXL = Architecture(
 
 ARCHITECTURES = {
     "sd15": _SD15,
+    "sd15-taesd": replace(_SD15, vae=_TAESD),
     "sd15-inpaint": replace(_SD15, unet=_UNET_1 | {"in_channels": 9}, pipeline="StableDiffusionInpaintPipeline"),
     "sd15-pix2pix": replace(
         _SD15, unet=_UNET_1 | {"in_channels": 8}, pipeline="StableDiffusionInstructPix2PixPipeline"
     ),
     "sd21": _SD21,
     "sd21-base": replace(_SD21, unet=_UNET_2, scheduler=_PNDM),
-    "sd-turbo": replace(_SD21, unet=_UNET_2, scheduler=_EULER | {"timestep_spacing": "trailing"}),
+    "sd-turbo": _SD_TURBO,
+    "sd-turbo-taesd": replace(_SD_TURBO, vae=_TAESD),
     "bk-sdm-base": replace(_SD15, unet=_UNET_1 | {"layers_per_block": 1}),
     "bk-sdm-small": replace(_SD15, unet=_UNET_SMALL),
     "bk-sdm-tiny": replace(_SD15, unet=_UNET_TINY),

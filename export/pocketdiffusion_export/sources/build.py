@@ -28,11 +28,12 @@ def empty_modules(architecture: Architecture) -> dict[str, Any]:
     from transformers import CLIPTextConfig
     from transformers.modeling_utils import no_init_weights
 
+    vae = dict(architecture.vae)
     with no_init_weights():
         modules = {
             "text_encoder": class_named("CLIPTextModel")(CLIPTextConfig(**architecture.text_encoder)),
             "unet": class_named("UNet2DConditionModel")(**architecture.unet),
-            "vae": class_named("AutoencoderKL")(**architecture.vae),
+            "vae": class_named(vae.pop("_class_name", "AutoencoderKL"))(**vae),
         }
         if architecture.text_encoder_2 is not None:
             config = CLIPTextConfig(**architecture.text_encoder_2)
