@@ -93,7 +93,9 @@ def _component(cases: Sequence[Case], args: argparse.Namespace) -> int:
 def _bench(cases: Sequence[Case], args: argparse.Namespace) -> int:
     settings = Settings(args.runs, args.images, not args.no_warm_up, float(args.timeout))
     with tempfile.TemporaryDirectory(prefix="pocketdiffusion-bench-") as folder, _terminable():
-        jobs = measure(cases, settings, Path(folder), say)
+        jobs = measure(
+            cases, settings, Path(folder), say, save=lambda jobs: _write([job.record() for job in jobs], args)
+        )
         records = appraise(jobs, say)
         if args.memory_curve:
             records += [record for job in jobs if job.status == OK for record in _curve(job, settings)]

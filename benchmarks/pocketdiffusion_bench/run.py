@@ -151,24 +151,47 @@ class Job:
         if wrong is not None:
             self.fail(wrong)
 
+    def stop(self, runs: int) -> None:
+        """No more will come, though so many `runs` were asked for."""
+        if self.status == OK and not self.runs:
+            self.fail("interrupted before it was measured")
+        elif self.status == OK and len(self.runs) < runs:
+            self.doubts.append(f"interrupted after {len(self.runs)} of {runs} runs")
+
     def fail(self, error: str) -> None:
         """Give the case up."""
         self.status, self.error = FAILED, error
 
 
-def measure(cases: Sequence[Case], settings: Settings, folder: Path, say: Say) -> list[Job]:
-    """All cases in turns, in the order given. What goes wrong with one is in its job and stops no other."""
+def measure(
+    cases: Sequence[Case],
+    settings: Settings,
+    folder: Path,
+    say: Say,
+    save: Callable[[Sequence[Job]], None] = lambda jobs: None,
+) -> list[Job]:
+    """All cases in turns, in the order given. What goes wrong with one is in its job and stops no other.
+
+    `save` gets the jobs when people interrupt it after the first run: they say what is missing.
+    """
     jobs = [Job(case, folder / f"case-{number}") for number, case in enumerate(cases)]
     for job in jobs:
         job.prepare()
         if job.error is not None and len(jobs) > 1:  # a single one's error ends the command, which tells it
             say(f"{job.case.label}: {job.error}")
-    for turn in range(0 if settings.warm_up else 1, settings.runs + 1):
+    try:
+        for turn in range(0 if settings.warm_up else 1, settings.runs + 1):
+            for job in jobs:
+                if job.status == OK:
+                    line = _attempt(job, settings, turn)
+                    if job.status != FAILED or len(jobs) > 1:
+                        say(line)
+    except (KeyboardInterrupt, SystemExit):
         for job in jobs:
-            if job.status == OK:
-                line = _attempt(job, settings, turn)
-                if job.status != FAILED or len(jobs) > 1:
-                    say(line)
+            job.stop(settings.runs)
+        if any(job.runs for job in jobs):
+            save(jobs)
+        raise
     return jobs
 
 

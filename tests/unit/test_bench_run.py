@@ -149,6 +149,40 @@ def test_a_case_that_fails_stops_no_other(do: Do, tmp_path: Path, monkeypatch: p
     assert [line for line in lines if "A" in line] == ["warm-up: A: broken"]
 
 
+def test_what_was_measured_before_an_interruption_is_kept(
+    do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, lambda case: STAND_IN + REST)
+    saved: list[Record] = []
+
+    def say(line: str) -> None:
+        if line.startswith("run 2 of 2: A"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(
+            [Case("A"), Case("B")],
+            Settings(runs=2, images=1, warm_up=False),
+            tmp_path,
+            say,
+            lambda jobs: saved.extend(job.record() for job in jobs),
+        )
+    whole, part = saved
+    assert [len(record.runs) for record in saved] == [2, 1] and part.status == OK
+    assert "interrupted after 1 of 2 runs" in part.flags and not any("interrupted" in flag for flag in whole.flags)
+
+
+def test_an_interruption_before_the_first_figure_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(case: Case) -> str:
+        raise SystemExit(143)
+
+    use(monkeypatch, stop)
+    saved: list[object] = []
+    with pytest.raises(SystemExit):
+        measure([Case("A")], ONCE, tmp_path, lambda line: None, saved.extend)
+    assert not saved
+
+
 def test_a_program_that_is_not_there_is_a_failed_case(do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "child_command", lambda *args, **kwargs: [str(tmp_path / "absent")])
     monkeypatch.setattr(run_module.models, "provide", lambda case: tmp_path)
