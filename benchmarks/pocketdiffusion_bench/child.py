@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pocketdiffusion import memory
 from pocketdiffusion.timing import TimedSpan, peak_rss
 from pocketdiffusion_bench.case import EXACT, Case
 from pocketdiffusion_bench.events import OPENING, START, EventLog
@@ -68,7 +69,8 @@ def _measure(kind: type[Pipeline], case: Case, args: argparse.Namespace, log: Ev
         result = _picture(pipe, case, file, log, closings)
         if index == 0:
             log.configuration(configuration(pipe, case, result))
-    log.done(own_peak() or peak_rss())  # before the graphs are closed: that belongs to the process's end
+    own = memory.read()  # `getrusage` would count the parent too, until the program was loaded
+    log.done(peak_rss() if own is None else own.peak)  # before the graphs are closed: that belongs to the process's end
 
 
 def _picture(pipe: Pipeline, case: Case, file: Path, log: EventLog, closings: Sequence[TimedSpan]) -> Result:
@@ -162,18 +164,6 @@ class Announced:
         start = time.perf_counter()
         self._inner.close()
         self._closings.append(TimedSpan("close", start, time.perf_counter() - start))
-
-
-def own_peak() -> int | None:
-    """Largest resident set of this program in bytes, None where /proc does not tell.
-
-    `getrusage` would also count the parent's, whose memory a process shares until it loads its own program.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), None)
 
 
 if __name__ == "__main__":

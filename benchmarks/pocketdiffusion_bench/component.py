@@ -12,20 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TextIO
 
-from safetensors.numpy import load_file
-
 from pocketdiffusion.backends import available, choose, load
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.component import Component
+from pocketdiffusion.golden import golden_tensors
 from pocketdiffusion.tensors import AnyArray
+from pocketdiffusion.tuning.shapes import denoiser_rows, entry_at, input_shapes, random_feeds
 from pocketdiffusion_bench.case import OURS, Case
 from pocketdiffusion_bench.errors import BenchError
-from pocketdiffusion_bench.flops import denoiser_name, denoiser_rows, graph_flops
+from pocketdiffusion_bench.flops import graph_flops
 from pocketdiffusion_bench.models import provide
 from pocketdiffusion_bench.profile import PROFILERS, NodeTime, profile
 from pocketdiffusion_bench.report.markdown import seconds
-from pocketdiffusion_bench.shapes import entry_at, input_shapes, random_feeds
 from pocketdiffusion_bench.stats import Summary, summarize
 
 RUNS = 10
@@ -76,15 +75,14 @@ def devices(bundle: Bundle, component: str, asked: Sequence[str]) -> list[str]:
 def feeds(bundle: Bundle, component: str, size: tuple[int, int] | None, *, rows: int = 1) -> dict[str, AnyArray]:
     """What the graph is run on: golden inputs, or for a size (width, height) in pixels random ones of `rows` rows.
 
-    Raises BenchError: no such component, a size that it does not take, no golden inputs.
+    Raises BundleUnsupported for no such component or a size that it does not take, and BenchError for no golden inputs.
     """
     entry = entry_at(bundle, component, size)
     if size is not None:
         shapes = input_shapes(bundle, component, width=size[0], height=size[1], rows=rows)
         return random_feeds(entry.inputs, shapes)
-    golden = {} if bundle.manifest.golden is None else load_file(bundle.file(bundle.manifest.golden))
-    prefix = f"{component}/in/"
-    found = {name.removeprefix(prefix): array for name, array in golden.items() if name.startswith(prefix)}
+    golden = bundle.manifest.golden
+    found = {} if golden is None else golden_tensors(bundle.file(golden), component)[0]
     if not found:
         raise BenchError(f"{bundle.manifest.name} holds no golden inputs for {component}; give a size")
     return found
@@ -158,7 +156,7 @@ def measure_cases(cases: Sequence[Case], component: str, say: Callable[[str], No
 
 def _rows(case: Case, bundle: Bundle, component: str) -> int:
     guidance = bundle.manifest.numbers.default_guidance if case.guidance is None else case.guidance
-    return denoiser_rows(bundle, guidance) if component == denoiser_name(bundle) else 1
+    return denoiser_rows(entry_at(bundle, component, None), guidance)
 
 
 def write(found: Sequence[ComponentTimes], format: str, stream: TextIO) -> None:

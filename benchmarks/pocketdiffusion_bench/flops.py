@@ -16,9 +16,8 @@ from pocketdiffusion import _telemetry
 from pocketdiffusion.backends.session import label, reason
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.openvino_xml import weights_name
-from pocketdiffusion.families.guidance import INPUT as GUIDANCE_INPUT
+from pocketdiffusion.tuning.shapes import Shape, denoiser_rows, entry_at, input_shapes
 from pocketdiffusion_bench.errors import BenchError
-from pocketdiffusion_bench.shapes import Shape, entry_at, input_shapes
 
 UNCOUNTED = frozenset(
     (
@@ -42,16 +41,10 @@ def graph_flops(graph: Path, shapes: Mapping[str, Shape]) -> float:
 def step_flops(bundle: Bundle, *, width: int, height: int, guidance: float) -> float:
     """Operations of the denoiser's part of one step of a first-order sampler, for one image; see `graph_flops`."""
     denoiser = denoiser_name(bundle)
-    rows = denoiser_rows(bundle, guidance)
+    rows = denoiser_rows(bundle.manifest.components[denoiser], guidance)
     shapes = input_shapes(bundle, denoiser, width=width, height=height, rows=rows)
     fixed = shapes["sample"][0]  # a graph for one row runs twice
     return graph_flops(bundle.path / entry_at(bundle, denoiser, (width, height)).graph, shapes) * rows / fixed
-
-
-def denoiser_rows(bundle: Bundle, guidance: float) -> int:
-    """Rows that the denoiser is fed for one image: two with classifier-free guidance; one in models that hold it."""
-    distilled = GUIDANCE_INPUT in bundle.manifest.components[denoiser_name(bundle)].inputs
-    return 2 if guidance > 1 and not distilled else 1
 
 
 def denoiser_name(bundle: Bundle) -> str:

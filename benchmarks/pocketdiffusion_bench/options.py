@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
+from pocketdiffusion.cli.values import amount, size
 from pocketdiffusion.presets import PRESETS
 from pocketdiffusion_bench.case import OURS, PROMPT, Case, product
 from pocketdiffusion_bench.errors import BenchError
@@ -17,7 +17,6 @@ from pocketdiffusion_bench.errors import BenchError
 Value = TypeVar("Value")
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 LISTS = (
     "model",
     "peer",
@@ -49,9 +48,7 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance", type=listed(_number), default=[None], metavar="SCALE")
     group.add_argument("--preset", type=listed(preset), default=[None], help=", ".join(PRESETS))
     group.add_argument("--residency", type=words, default=[None], help="keep, release")
-    group.add_argument(
-        "--memory-limit", type=listed(size_in_bytes), default=[None], metavar="SIZE", help="e.g. 1GB,500MB"
-    )
+    group.add_argument("--memory-limit", type=listed(amount), default=[None], metavar="SIZE", help="e.g. 1GB,500MB")
     group.add_argument("--prompt", default=PROMPT)
     group.add_argument("--seed", type=int, default=0)
 
@@ -125,22 +122,6 @@ def preset(text: str) -> str:
     if text not in PRESETS:
         raise argparse.ArgumentTypeError(f"{text!r} is no preset; choose from {', '.join(PRESETS)}")
     return text
-
-
-def size(text: str) -> tuple[int, int]:
-    """ "512x768" as (512, 768): width and height."""
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, e.g. 512x512")
-    return int(found[1]), int(found[2])
-
-
-def size_in_bytes(text: str) -> int:
-    """ "1GB" as 1000000000, "512MiB" as 536870912, plain numbers as bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.lower())
-    if found is None or found[2] not in UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write e.g. 800MB, 1.5GB or 512MiB")
-    return round(float(found[1]) * UNITS[found[2]])
 
 
 def whole(text: str) -> int:

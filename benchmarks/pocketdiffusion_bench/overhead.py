@@ -59,6 +59,10 @@ class ReadyBackend:
         """One device."""
         return ["cpu"]
 
+    def precisions(self, device: str) -> tuple[str, ...]:
+        """One precision."""
+        return ("float32",)
+
     def version(self) -> str:
         """A version, as every engine has one."""
         return "1"

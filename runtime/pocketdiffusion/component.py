@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from pocketdiffusion import memory
 from pocketdiffusion.backends.base import Backend, Session, SessionOptions
 from pocketdiffusion.backends.rows import count_rows, fixed_batch, in_turn, joined
 from pocketdiffusion.bundle.manifest import ComponentEntry
@@ -186,6 +187,7 @@ class Component:
             self._fixes = self.backend.fixes_shapes(self._device)
         if future is not None and future.exception() is None:
             future.result()[0].close()
+            memory.trim()
 
     def _future(self) -> tuple[Future[tuple[Session, TimedSpan]], bool]:
         """The opening that is done or under way, and whether the caller must do it."""
@@ -213,6 +215,7 @@ class Component:
             session = self.backend.open(self.graph, self._device, replace(self.options, shapes=self._shapes))
             self._compare(session)
             self._precision, self._cached = session.precision, session.cached
+            memory.trim()
         except BaseException as error:  # whoever waits for the future raises it
             future.set_exception(error)
         else:

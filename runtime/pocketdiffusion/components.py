@@ -65,6 +65,10 @@ def open_components(
 def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOptions, residency: Residency) -> Component:
     entry, backend = bundle.manifest.components[name], load(choice.backend)
 
+    options = replace(
+        options, precision=choice.precision or options.precision, weights=choice.weights or options.weights
+    )
+
     def make(graph: ComponentEntry, sizes: Mapping[tuple[int, int], Component]) -> Component:
         return Component(
             name,

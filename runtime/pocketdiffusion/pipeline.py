@@ -38,6 +38,7 @@ from pocketdiffusion.tasks import NEEDS, TASKS, Given, pasted, possible
 from pocketdiffusion.tensors import Array
 from pocketdiffusion.tiles import Size, count
 from pocketdiffusion.timing import timed
+from pocketdiffusion.tuning.tune import tuned_choices
 
 Prompts = str | Sequence[str]
 StepCallback = Callable[["Pipeline", int, float, dict[str, Any]], "dict[str, Any] | None"]
@@ -67,8 +68,9 @@ class Pipeline:
         *,
         device: str | Mapping[str, str] = "auto",
         threads: int | None = None,
-        precision: str | Mapping[str, str] = "float32",
-        weights: Weights = "fast",
+        precision: str | Mapping[str, str] | None = None,
+        weights: Weights | None = None,
+        size: tuple[int, int] | None = None,
         cache: bool = True,
         residency: Residency = "keep",
         variant: str | None = None,
@@ -77,10 +79,12 @@ class Pipeline:
     ) -> Pipeline:
         """Open a bundle, or another exporter's folder of graphs, by name, path or "owner/name" in the hub's cache.
 
-        `device` is "auto", "cpu", "openvino:gpu" …, or one for each of text_encoder, denoiser and vae;
-        `precision`, the arithmetic, likewise: "bfloat16", "denoiser=bfloat16,vae=float32". `weights`
-        "compact" holds the int8 or float16 weights of graphs that compute in float32 as they are stored: less memory,
-        somewhat slower runs. `cache` False neither uses nor fills the folder of compiled graphs. `residency`
+        `device` is "auto", "cpu", "openvino:gpu" …, or one for each of text_encoder, denoiser and vae; `precision`, the
+        arithmetic, likewise: "bfloat16", "denoiser=bfloat16,vae=float32". "auto" takes what `pocketdiffusion tune`
+        found for pictures of `size`, (width, height), by default the model's, and else the first of a fixed order.
+        `precision` is by default what goes with that, else "float32", and so is `weights`, else "fast"; "compact" holds
+        the int8 or float16 weights of graphs that compute in float32 as they are stored: less memory, somewhat slower
+        runs. `cache` False neither uses nor fills the folder of compiled graphs. `residency`
         "keep" leaves graphs open between calls; "release" closes each when its stage is over, so that the peak is the
         largest stage and not their sum. `variant` chooses among another exporter's graphs: "fp16" takes
         ``model_fp16.onnx``. `safety_checker` None switches the bundle's own off, as in Diffusers. `vae_tile` bounds the
@@ -89,8 +93,17 @@ class Pipeline:
         where the VAE's graphs are fixed to less than the picture. Raises BundleError and BackendError.
         """
         bundle = Bundle.open(find_bundle(model), variant=variant)
-        choices = choose_devices(bundle, device)
-        options, precisions = SessionOptions(threads=threads, weights=weights), parse_precisions(precision)
+        precisions = None if precision is None else parse_precisions(precision)
+        choices = tuned_choices(
+            choose_devices(bundle, device),
+            bundle,
+            device,
+            size=size,
+            threads=threads,
+            precisions=precisions,
+            weights=weights,
+        )
+        options = SessionOptions(threads=threads, weights=weights or "fast")
         pipe = cls(bundle, open_components(bundle, choices, options, residency, cache=cache, precisions=precisions))
         pipe.notes = (*bundle.notes, *describe_choices(choices))
         pipe.vae_tile = vae_tile

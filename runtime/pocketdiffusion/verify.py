@@ -14,7 +14,7 @@ from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.components import choose_devices, open_components
 from pocketdiffusion.errors import BackendError, BundleUnsupported, NonFinite
-from pocketdiffusion.golden import golden_inputs
+from pocketdiffusion.golden import golden_inputs, golden_tensors, sqnr_db
 from pocketdiffusion.image import from_image, to_uint8
 from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.tensors import AnyArray
@@ -37,13 +37,6 @@ class Check:
     def passed(self) -> bool:
         """Whether the figure reaches the limit."""
         return self.figure is not None and self.figure >= self.wanted
-
-
-def sqnr_db(reference: AnyArray, found: AnyArray) -> float:
-    """Signal to quantization noise ratio, 10 log10(sum ref² / sum (ref - found)²), in dB; inf where they are equal."""
-    signal = np.asarray(reference, np.float64)
-    noise = float(np.sum((signal - np.asarray(found, np.float64)) ** 2))
-    return float("inf") if noise == 0 else 10 * float(np.log10(np.sum(signal**2) / noise))
 
 
 def psnr_db(reference: AnyArray, found: AnyArray) -> float:
@@ -69,11 +62,10 @@ def verify(bundle: Bundle, device: str, options: SessionOptions) -> Iterator[Che
 
 
 def _components(pipe: Pipeline, device: str) -> Iterator[Check]:
-    golden = _golden(pipe.bundle)
+    file = pipe.bundle.file(pipe.bundle.manifest.golden or "")
     for name, entry in pipe.bundle.manifest.components.items():
         wanted = 0.0 if entry.min_sqnr_db is None else entry.min_sqnr_db
-        feeds = {key.split("/", 2)[2]: value for key, value in golden.items() if key.startswith(f"{name}/in/")}
-        expected = {key.split("/", 2)[2]: value for key, value in golden.items() if key.startswith(f"{name}/out/")}
+        feeds, expected = golden_tensors(file, name)
         if not expected:
             yield Check(name, device, None, wanted, "the bundle holds no golden output for it")
             continue
@@ -107,10 +99,3 @@ def _picture(pipe: Pipeline, device: str) -> Iterator[Check]:
     if result.pixels is None:
         raise ValueError("a run with pictures gave none")
     yield Check("image", device, psnr_db(expected, result.pixels[0]), golden.min_psnr_db)
-
-
-def _golden(bundle: Bundle) -> dict[str, AnyArray]:
-    from safetensors.numpy import load_file
-
-    tensors: dict[str, AnyArray] = load_file(bundle.file(bundle.manifest.golden or ""))
-    return tensors

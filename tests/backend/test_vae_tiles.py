@@ -13,11 +13,12 @@ from pocketdiffusion.backends import load
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.component import Component
+from pocketdiffusion.golden import sqnr_db
 from pocketdiffusion.image import to_uint8
 from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.tensors import Array
 from pocketdiffusion.timing import Timings
-from pocketdiffusion.verify import psnr_db, sqnr_db
+from pocketdiffusion.verify import psnr_db
 
 STICKER = Path(__file__).resolve().parents[2] / "models/sticker/bundle"
 

@@ -11,8 +11,8 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("openvino")
 
 from pocketdiffusion.bundle import Bundle  # noqa: E402
+from pocketdiffusion.tuning.shapes import input_shapes  # noqa: E402
 from pocketdiffusion_bench.flops import graph_flops, step_flops  # noqa: E402
-from pocketdiffusion_bench.shapes import input_shapes  # noqa: E402
 from pocketdiffusion_export.export import export  # noqa: E402
 from pocketdiffusion_export.plan import make_plan  # noqa: E402
 

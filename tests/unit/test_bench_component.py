@@ -9,6 +9,7 @@ from pocketdiffusion.backends import available
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.models import find_bundle
+from pocketdiffusion.errors import BundleUnsupported
 from pocketdiffusion_bench import component as module
 from pocketdiffusion_bench.case import Case
 from pocketdiffusion_bench.component import ComponentTimes, devices, feeds, markdown, measure, measure_cases, write
@@ -80,7 +81,7 @@ def test_feeds(sticker, tiny_bundle):
     assert set(golden) == {"sample", "timestep", "encoder_hidden_states"}
     assert feeds(sticker, "unet", (128, 64), rows=2)["sample"].shape == (2, 4, 16, 32)
     for given in (sticker, tiny_bundle):
-        with pytest.raises(BenchError, match="has no component 'net'; choose from text_encoder, unet"):
+        with pytest.raises(BundleUnsupported, match="has no component 'net', it has: text_encoder, unet"):
             feeds(given, "net", None)
 
 

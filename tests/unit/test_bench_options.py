@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pocketdiffusion.cli.values import amount, size
+from pocketdiffusion.errors import PocketDiffusionError
 from pocketdiffusion_bench import cli
 from pocketdiffusion_bench.case import Case
 from pocketdiffusion_bench.errors import BenchError
-from pocketdiffusion_bench.options import cases, devices, size, size_in_bytes
+from pocketdiffusion_bench.options import cases, devices
 from pocketdiffusion_bench.record import OK, Record
 
 from .bench_records import make_record
@@ -54,13 +56,13 @@ def test_a_device_for_each_part_is_one_choice() -> None:
     [("1000", 1000), ("1kB", 1000), ("1.5GB", 1_500_000_000), ("512MiB", 2**29), ("1 gib", 2**30)],
 )
 def test_amounts_of_memory(text: str, number: int) -> None:
-    assert size_in_bytes(text) == number
+    assert amount(text) == number
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "1TBB", "1e9", "1,5GB"])
 def test_what_is_no_amount_of_memory(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="800MB"):
-        size_in_bytes(text)
+        amount(text)
 
 
 @pytest.mark.parametrize("text", ["512", "512x", "x512", "512*512", "-1x5", "512x512x3", "1234567x1"])
@@ -102,7 +104,7 @@ def test_slips_are_told_before_anything_is_measured(
     words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "measure", lambda *args: pytest.fail("measured"))
-    with pytest.raises(BenchError) as error:
+    with pytest.raises(PocketDiffusionError) as error:
         cli.run(parsed("sticker", *words))
     assert message in str(error.value) and "\n" not in str(error.value)
 

@@ -15,9 +15,10 @@ from pocketdiffusion.backends.fake import FakeBackend
 from pocketdiffusion.bundle import Bundle, file_entries, write_manifest
 from pocketdiffusion.bundle.manifest import GoldenImage
 from pocketdiffusion.errors import BundleUnsupported
+from pocketdiffusion.golden import sqnr_db
 from pocketdiffusion.image import save
 from pocketdiffusion.pipeline import Pipeline
-from pocketdiffusion.verify import Check, psnr_db, sqnr_db, verify
+from pocketdiffusion.verify import Check, psnr_db, verify
 
 
 @pytest.fixture(autouse=True)

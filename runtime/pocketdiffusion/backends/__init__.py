@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pocketdiffusion.backends.base import Backend, SessionOptions
+from pocketdiffusion.backends.base import Backend, SessionOptions, Weights
 from pocketdiffusion.backends.roles import parse_devices, parse_precisions, role_value
 from pocketdiffusion.errors import BackendUnavailable, InvalidRequest
 
@@ -78,6 +78,9 @@ class Choice:
     device: str
     reason: str
     """For people, to stand after the choice: "an NVIDIA GPU"."""
+    precision: str | None = None
+    """The arithmetic that belongs to the choice; None leaves it open. So does `weights`."""
+    weights: Weights | None = None
 
     def __str__(self) -> str:
         return f"{self.backend}:{self.device}"

@@ -46,6 +46,8 @@ class Session(Protocol):
     """The arithmetic that is really used, e.g. "float32"."""
     cached: bool
     """Whether the engine took what it had made of the graph from its cache."""
+    kept: Path | None
+    """The file in that cache with what the engine made of the graph; None where it keeps nothing."""
 
     def run(self, feeds: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """All outputs by name. The arrays are the caller's own."""
@@ -69,6 +71,10 @@ class Backend(Protocol):
 
     def fixes_shapes(self, device: str) -> bool:
         """Whether graphs are faster there when they are opened for one shape of calls; see `SessionOptions.shapes`."""
+        ...
+
+    def precisions(self, device: str) -> tuple[str, ...]:
+        """The arithmetic that may be asked for on a device of `devices()`, "float32" first. It may not fit a graph."""
         ...
 
     def open(self, graph: Path, device: str, options: SessionOptions) -> Session:

@@ -67,6 +67,7 @@ class Found:
     """What was stored beside the engine's bytes."""
     data: memoryview
     """The engine's bytes, mapped from the file for as long as something refers to them."""
+    path: Path
 
     def unload(self) -> None:
         """Take the bytes out of this process's memory, for an engine that has made copies; read again they come again.
@@ -100,27 +101,29 @@ class EngineCache:
         path = self._file(key)
         try:
             mapped = _map(path)
-            found = _checked(mapped, key)
+            found = _checked(mapped, key, path)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         with suppress(OSError):
             os.utime(path)
         return found
 
-    def store(self, key: _Key, facts: Mapping[str, Any], data: bytes | memoryview) -> None:
-        """Keep an engine's bytes, and drop what was not used for longest where the limit wants it.
+    def store(self, key: _Key, facts: Mapping[str, Any], data: bytes | memoryview) -> Path | None:
+        """Keep an engine's bytes, and drop what was not used for longest where the limit wants it. Returns the file.
 
         Not kept is what is larger than the limit, or than half of what is free on the disk.
         """
         total = len(data) + _PAGE
         if total > self._limit:
-            return
+            return None
         with suppress(OSError):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
             if _private(self.folder) and total <= shutil.disk_usage(self.folder).free / 2:
                 self._prune(self._limit - total)
                 replace_file(self._file(key), _head(key, facts, data), data)
+                return self._file(key)
+        return None
 
     def drop(self, key: _Key) -> None:
         """Forget an entry that the engine refuses."""
@@ -183,14 +186,14 @@ def _head(key: _Key, facts: Mapping[str, Any], data: bytes | memoryview) -> byte
     return line.ljust(_PAGE)
 
 
-def _checked(mapped: memoryview, key: _Key) -> Found:
+def _checked(mapped: memoryview, key: _Key, path: Path) -> Found:
     """Raises ValueError, KeyError or TypeError for what is not whole or not under this key."""
     head = json.loads(bytes(mapped[:_PAGE]))
     about, data = head["about"], mapped[_PAGE:]
     same = about["rules"] == _RULES and _json(about["key"]) == _json(key) and about["size"] == len(data)
     if not same or _digest(about, data) != head["sha256"]:
         raise ValueError("not this entry, or damaged")
-    return Found(about["facts"], data)
+    return Found(about["facts"], data, path)
 
 
 def _digest(about: Mapping[str, Any], data: bytes | memoryview) -> str:

@@ -46,6 +46,10 @@ class CoreMLBackend:
         """All of `COMPUTE_UNITS` on macOS with coremltools; [] elsewhere."""
         return list(COMPUTE_UNITS) if self.version() else []
 
+    def precisions(self, device: str) -> tuple[str, ...]:
+        """A model has the precision that it was compiled for; "float32" takes any."""
+        return ("float32",)
+
     def version(self) -> str:
         """coremltools' version, e.g. "9.0"; "" when it is missing or this is not macOS."""
         try:

@@ -51,6 +51,10 @@ class FakeBackend:
         """Always ["cpu"]."""
         return ["cpu"]
 
+    def precisions(self, device: str) -> tuple[str, ...]:
+        """Only "float32" has a meaning; any is taken."""
+        return ("float32",)
+
     def version(self) -> str:
         """Always "1"."""
         return "1"

@@ -83,6 +83,10 @@ class OnnxRuntimeBackend:
             if provider in built_in and (device not in NVIDIA or _nvidia_present())
         ]
 
+    def precisions(self, device: str) -> tuple[str, ...]:
+        """A graph has its own precision, which "float32" takes; TensorRT may be asked for float16."""
+        return ("float32", "float16") if device == "tensorrt" else ("float32",)
+
     def version(self) -> str:
         """For example "1.31.1"; "" when onnxruntime is missing."""
         try:

@@ -67,6 +67,10 @@ class OpenVinoBackend:
             return []
         return sorted(names, key=lambda name: ("gpu", "cpu").index(name[:3]) if name[:3] in ("gpu", "cpu") else 2)
 
+    def precisions(self, device: str) -> tuple[str, ...]:
+        """What the hardware has, by the plugin. Raises BackendUnavailable."""
+        return ("float32",) if device == "npu" else tuple(_precisions(shared_core(), device))
+
     def version(self) -> str:
         """For example "2026.4.1"; "" when openvino is missing."""
         try:
@@ -104,6 +108,7 @@ class OpenVinoBackend:
             precision=_precision(graph, device, options, compiled, opened.integer),
             execute=_Executor(compiled.create_infer_request(), list(outputs), opened.mapped),
             cached=opened.mapped is not None,
+            kept=opened.kept,
         )
 
 
@@ -134,7 +139,9 @@ class _Opened:
     integer: bool
     """Whether it quantizes activations."""
     mapped: memoryview | None = None
-    """The file that it was imported from."""
+    """The contents of the file that it was imported from."""
+    kept: Path | None = None
+    """The file in the cache that holds it."""
 
 
 def _compiled(core: Any, graph: Path, device: str, options: SessionOptions, settings: Mapping[str, Any]) -> _Opened:
@@ -146,14 +153,14 @@ def _compiled(core: Any, graph: Path, device: str, options: SessionOptions, sett
             tensor = _engine().Tensor(np.frombuffer(found.data, np.uint8), shared_memory=True)
             imported = core.import_model(tensor, device.upper(), settings)
             found.unload()
-            return _Opened(imported, **found.facts, mapped=found.data)
+            return _Opened(imported, **found.facts, mapped=found.data, kept=found.path)
     model = read(core, graph, options)
     given, made = ([_name(graph, port) for port in ports] for ports in (model.inputs, model.outputs))
     facts: dict[str, Any] = {"inputs": given, "outputs": made, "integer": _quantizes_activations(model)}
     compiled = core.compile_model(model, device.upper(), settings)
     if cache is not None and key is not None and _stored_bytes(graph) <= MAX_KEPT:
         del model  # or there would be one more copy of the weights in memory
-        cache.store(key, facts, compiled.export_model().getbuffer())
+        return _Opened(compiled, **facts, kept=cache.store(key, facts, compiled.export_model().getbuffer()))
     return _Opened(compiled, **facts)
 
 
@@ -265,8 +272,7 @@ def properties(core: Any, graph: Path, device: str, options: SessionOptions) -> 
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if device == "npu" and options.precision == "float32":
         return settings  # an NPU has float16 only and refuses the hint; `Session.precision` tells
-    capabilities = core.get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
-    able = [name for name, (_, capability) in PRECISIONS.items() if capability in capabilities]
+    able = _precisions(core, device)
     if options.precision not in able:  # a hint for another is taken, and answered by what the device has
         raise GraphFailed(
             f"{label(graph)}: openvino:{device} does not compute in {options.precision}; choose from {', '.join(able)}"
@@ -277,6 +283,11 @@ def properties(core: Any, graph: Path, device: str, options: SessionOptions) -> 
         if options.threads is not None:
             settings["INFERENCE_NUM_THREADS"] = options.threads
     return settings
+
+
+def _precisions(core: Any, device: str) -> list[str]:
+    capabilities = core.get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
+    return [name for name, (_, capability) in PRECISIONS.items() if capability in capabilities]
 
 
 def _precision(graph: Path, device: str, options: SessionOptions, compiled: Any, integer: bool) -> str:

@@ -24,6 +24,7 @@ from pocketdiffusion import errors
 from pocketdiffusion.backends import load
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.session import label
+from pocketdiffusion.children import answer, ending, possible, program, start
 from pocketdiffusion.errors import BackendError, GraphFailed, LoadCrashed
 from pocketdiffusion.tensors import AnyArray, TensorSpec
 
@@ -31,10 +32,7 @@ BASE_SECONDS = 60.0
 BYTES_PER_SECOND = 10e6
 """How slowly a graph may open before it counts as hanging."""
 
-_CHILD = (
-    "import json, sys; task = json.loads(sys.stdin.read()); sys.path[:] = task['path']; "
-    "from pocketdiffusion.backends.probe import child; child(task)"
-)
+_CHILD = program("pocketdiffusion.backends.probe")
 _AXIS = 8
 """A free axis, but the first, which is 1: fits networks of up to four levels and any text encoder."""
 _KINDS = ("GraphFailed", "BackendUnavailable", "DeviceNotAttached")
@@ -55,7 +53,7 @@ def probe(trials: Sequence[Trial], *, seconds: float | None = None) -> None:
 
     Raises LoadCrashed when the child died or hung, BackendError as `Backend.open` does.
     """
-    if not sys.executable or getattr(sys, "frozen", False):
+    if not possible():
         raise LoadCrashed(
             label(trials[0].graph), "can't be tried in a child process, which a frozen program lacks; export the model"
         )
@@ -64,26 +62,21 @@ def probe(trials: Sequence[Trial], *, seconds: float | None = None) -> None:
     )
     listed = [{**asdict(trial), "graph": str(trial.graph)} for trial in trials]
     task = {"path": sys.path, "seconds": limit, "trials": listed}
-    with subprocess.Popen(
-        [sys.executable, "-I", "-c", _CHILD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with start(_CHILD) as process:
         try:
             said, _ = process.communicate(json.dumps(task).encode(), timeout=limit)
-            ending = f"made the engine end with {_signal(process.returncode)}"
+            end = f"made the engine end with {ending(process.returncode)}"
         except subprocess.TimeoutExpired:
             process.kill()
             said, _ = process.communicate()
-            ending = f"kept the engine busy for {limit:.0f} s without an answer"
+            end = f"kept the engine busy for {limit:.0f} s without an answer"
         except BaseException:
             process.kill()
             raise
-    _judge(trials, said, ending)
+    _judge(trials, said, end)
 
 
-def _judge(trials: Sequence[Trial], said: bytes, ending: str) -> None:
+def _judge(trials: Sequence[Trial], said: bytes, end: str) -> None:
     """The child wrote one line before each graph, and one at the end: an error's class and text, or nothing."""
     lines = said.decode("utf-8", "replace").split("\n")
     started = [line for line in lines if line.startswith("try ")]
@@ -95,7 +88,7 @@ def _judge(trials: Sequence[Trial], said: bytes, ending: str) -> None:
             raise getattr(errors, kind)("".join(char if char.isprintable() else "?" for char in text))
     trial = trials[min(max(len(started), 1), len(trials)) - 1]
     raise LoadCrashed(
-        label(trial.graph), f"{ending} ({trial.backend}:{trial.device}); the file is damaged or hostile: fetch it again"
+        label(trial.graph), f"{end} ({trial.backend}:{trial.device}); the file is damaged or hostile: fetch it again"
     )
 
 
@@ -104,18 +97,9 @@ def _bytes(graph: Path) -> int:
     return sum(file.stat().st_size for file in graph.parent.iterdir() if file.is_file())
 
 
-def _signal(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
 def child(task: Mapping[str, Any]) -> None:
     """The child's side: one line on stdout before each graph, then "ok" or "error <class> <text>"."""
-    channel = os.dup(1)
-    os.dup2(2, 1)  # what an engine prints is no answer
-
-    def say(line: str) -> None:
-        os.write(channel, f"{' '.join(line.split())}\n".encode())
-
+    say = answer()
     trials = [
         Trial(Path(item["graph"]), item["backend"], item["device"], SessionOptions(**item["options"]))
         for item in task["trials"]

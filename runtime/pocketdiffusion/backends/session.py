@@ -30,9 +30,10 @@ class EngineSession:
         precision: str,
         execute: Execute,
         cached: bool = False,
+        kept: Path | None = None,
     ) -> None:
         self.inputs, self.outputs, self.device, self.precision = inputs, outputs, device, precision
-        self.cached = cached
+        self.cached, self.kept = cached, kept
         self._label = label(graph)
         self._execute: Execute | None = execute
 

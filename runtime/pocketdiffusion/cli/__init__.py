@@ -20,6 +20,7 @@ COMMANDS = {
     "models": "pocketdiffusion.cli.models",
     "inspect": "pocketdiffusion.cli.inspect",
     "verify": "pocketdiffusion.cli.verify",
+    "tune": "pocketdiffusion.cli.tune",
     "cache": "pocketdiffusion.cli.cache",
 }
 

@@ -103,14 +103,14 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, help="compute threads (default: the engine's choice)")
     group.add_argument(
         "--precision",
-        default="float32",
-        help="the arithmetic: float32, bfloat16 or float16, or one for each part: denoiser=bfloat16,vae=float32",
+        help="the arithmetic: float32, bfloat16 or float16, or one for each part: denoiser=bfloat16,vae=float32 "
+        "(default: what tune found for --device auto, else float32)",
     )
     group.add_argument(
         "--weights",
         choices=("fast", "compact"),
-        default="fast",
-        help="compact: hold int8 and float16 weights as they are stored: less memory, somewhat slower steps",
+        help="compact: hold int8 and float16 weights as they are stored, for less memory and somewhat slower steps "
+        "(default: what tune found for --device auto, else fast)",
     )
     group.add_argument("--no-cache", action="store_true", help="neither use nor keep compiled graphs on disk")
     group.add_argument(
@@ -140,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         precision=args.precision,
         weights=args.weights,
+        size=None if args.width is None or args.height is None else (args.width, args.height),
         cache=not args.no_cache,
         residency=args.residency,
         variant=args.variant,

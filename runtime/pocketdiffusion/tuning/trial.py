@@ -1,0 +1,187 @@
+"""Measures one graph in a child process: its times, the memory it takes, and how far it is from the golden outputs.
+
+A fresh process has nothing else in its memory, and one that asks for too much dies alone: the parent watches its
+resident set and ends it at a limit. Memory is read from /proc, after `memory.trim` as in `Component`. Where an engine
+keeps compiled graphs, what counts is an opening from there: a first child fills the cache for a second one.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pocketdiffusion import errors, memory
+from pocketdiffusion.backends import load
+from pocketdiffusion.backends.base import Session, SessionOptions
+from pocketdiffusion.backends.session import label
+from pocketdiffusion.children import answer, ending, possible, program, start
+from pocketdiffusion.errors import BackendError, GraphFailed, LoadCrashed
+from pocketdiffusion.golden import golden_tensors, sqnr_db
+from pocketdiffusion.tensors import AnyArray
+from pocketdiffusion.tuning.footprint import Footprint, Memory, Subject
+from pocketdiffusion.tuning.shapes import random_feeds
+
+SECONDS = 3.0
+"""Of runs after the first, as far as they go on at all."""
+RUNS = 5
+"""At most so many of them."""
+PATIENCE = 1800.0
+"""Seconds after which a child is given up."""
+WATCH = 0.02
+"""Seconds between looks at a child's memory."""
+_CHILD = program("pocketdiffusion.tuning.trial")
+
+
+class TooLarge(BackendError):
+    """A graph needed more memory than a child was given."""
+
+
+def measure(subject: Subject, *, golden: Path | None = None, limit: int | None = None) -> Footprint:
+    """The footprint of a subject. `golden` is the bundle's file of golden tensors, `limit` the child's memory in bytes.
+
+    Raises TooLarge, GraphFailed and other BackendErrors as an opening does, LoadCrashed when the child died.
+    """
+    found, cached = _measured(subject, golden, limit)
+    if found.kept is not None and not cached:
+        found, _ = _measured(subject, golden, limit)
+    return found
+
+
+def _measured(subject: Subject, golden: Path | None, limit: int | None) -> tuple[Footprint, bool]:
+    """The footprint, and whether the graph came from the engine's cache."""
+    if not possible():
+        raise LoadCrashed(label(subject.graph), "can't be measured in a child process, which a frozen program lacks")
+    task = {
+        **asdict(subject),
+        "path": sys.path,
+        "graph": str(subject.graph),
+        "golden": None if golden is None else str(golden),
+    }
+    with start(_CHILD) as process:
+        try:
+            assert process.stdin is not None and process.stdout is not None  # they are pipes
+            process.stdin.write(json.dumps(task).encode())
+            process.stdin.close()
+            _watch(process, subject, limit)
+            said = process.stdout.read()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode or not said:
+        raise LoadCrashed(
+            label(subject.graph), f"ended a measuring process with {ending(process.returncode)}: {subject}"
+        )
+    found = json.loads(said)
+    if "error" in found:
+        raise getattr(errors, found["error"], GraphFailed)(found["text"])
+    return Footprint.from_json(found["footprint"]), found["cached"]
+
+
+def _watch(process: subprocess.Popen[bytes], subject: Subject, limit: int | None) -> None:
+    """Wait for a child's end. Raises TooLarge and LoadCrashed."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            process.wait(PATIENCE if limit is None else WATCH)
+            return
+        except subprocess.TimeoutExpired:
+            now = None if limit is None else memory.read(process.pid)
+            if limit is not None and now is not None and now.peak > limit:
+                raise TooLarge(f"{subject} takes more than {limit / 1e6:,.0f} MB") from None
+            if time.monotonic() > until:
+                raise LoadCrashed(
+                    label(subject.graph), f"was not measured within {PATIENCE:.0f} s: {subject}"
+                ) from None
+
+
+def child(task: Mapping[str, Any]) -> None:
+    """The child's side: one line of JSON on stdout."""
+    say = answer()
+    names = ("component", "contents", "backend", "device", "shapes")
+    subject = Subject(
+        **{name: task[name] for name in names}, graph=Path(task["graph"]), options=SessionOptions(**task["options"])
+    )
+    try:
+        footprint, cached = _trial(subject, None if task["golden"] is None else Path(task["golden"]))
+    except (BackendError, MemoryError) as error:
+        say(json.dumps({"error": type(error).__name__, "text": str(error) or "out of memory"}))
+    else:
+        say(json.dumps({"footprint": footprint.to_json(), "cached": cached}))
+
+
+def _trial(subject: Subject, golden: Path | None) -> tuple[Footprint, bool]:
+    backend = load(subject.backend)
+    loading, _ = _timed(backend.version)
+    gauge = _Gauge()
+    opening, session = _timed(lambda: backend.open(subject.graph, subject.device, subject.options))
+    memory.trim()
+    opened = gauge.take()
+    first, others = _runs(session, random_feeds(session.inputs, subject.shapes))
+    ran = gauge.take()
+    error = None if golden is None else _error(session, golden, subject.component)
+    precision, cached, kept = session.precision, session.cached, session.kept
+    session.close()
+    memory.trim()
+    left = gauge.take()
+    found = None
+    if opened is not None and ran is not None and left is not None:
+        found = Memory(*opened[:2], *ran[:2], left=left[1], code=ran[2])
+    footprint = Footprint(
+        loading=loading,
+        opening=opening,
+        first=first,
+        run=statistics.median(others or [first]),
+        precision=precision,
+        memory=found,
+        sqnr_db=error,
+        kept=None if kept is None else str(kept),
+    )
+    return footprint, cached
+
+
+def _runs(session: Session, feeds: Mapping[str, AnyArray]) -> tuple[float, list[float]]:
+    """Seconds of the first run, and of those after it. No output outlives its run: it may hold all of an arena."""
+    first, _ = _timed(lambda: session.run(feeds))
+    del _
+    others: list[float] = []
+    while len(others) < RUNS and sum(others) + min(others, default=first) < SECONDS:
+        others.append(_timed(lambda: session.run(feeds))[0])
+    return first, others
+
+
+class _Gauge:
+    """Memory above what there was when it was made."""
+
+    def __init__(self) -> None:
+        self._code, now = memory.code(), memory.read()
+        self._base = 0 if now is None else now.rss - self._code
+        memory.reset_peak()
+
+    def take(self) -> tuple[int, int, int] | None:
+        """Peak since the last time, what is held now, and by how much programs' code grew; None if nothing tells."""
+        now, code = memory.read(), memory.code()
+        if now is None or not memory.reset_peak():
+            return None
+        held = now.rss - code - self._base
+        return max(held, now.peak - code - self._base), max(0, held), max(0, code - self._code)
+
+
+def _error(session: Session, golden: Path, component: str) -> float | None:
+    feeds, expected = golden_tensors(golden, component)
+    if not expected:
+        return None
+    outputs = session.run(feeds)
+    return min(sqnr_db(value, outputs[name]) for name, value in expected.items())
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
