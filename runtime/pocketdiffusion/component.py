@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from pocketdiffusion import memory
-from pocketdiffusion.backends.base import Backend, Session, SessionOptions
+from pocketdiffusion.backends.base import Backend, Session, SessionOptions, Weights
 from pocketdiffusion.backends.rows import count_rows, fixed_batch, in_turn, joined
 from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.errors import BundleCorrupt, NonFinite
@@ -188,6 +188,17 @@ class Component:
         if future is not None and future.exception() is None:
             future.result()[0].close()
             memory.trim()
+
+    def close_all(self) -> None:
+        """`close` this and the graphs for other sizes."""
+        for part in (self, *self.sizes.values()):
+            part.close()
+
+    def hold(self, residency: Residency, weights: Weights) -> None:
+        """Close this graph and those for other sizes, and hold them in another way from the next opening on."""
+        self.close_all()
+        for part in (self, *self.sizes.values()):
+            part.residency, part.options = residency, replace(part.options, weights=weights)
 
     def _future(self) -> tuple[Future[tuple[Session, TimedSpan]], bool]:
         """The opening that is done or under way, and whether the caller must do it."""

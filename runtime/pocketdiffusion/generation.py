@@ -20,6 +20,7 @@ from pocketdiffusion.sampling.schedules import Levels
 from pocketdiffusion.sampling.types import Step
 from pocketdiffusion.tensors import AnyArray, Array
 from pocketdiffusion.timing import Timings
+from pocketdiffusion.tuning.plan import Plan
 
 
 @dataclass(slots=True)
@@ -34,6 +35,8 @@ class Run:
     timings: Timings = field(default_factory=Timings)
     messages: list[str] = field(default_factory=list)
     """What the result says about the run."""
+    memory: Plan | None = None
+    """By which graphs are held; None without a memory limit."""
     finish_early: bool = False
     """Set to decode what is there after the current step."""
 
@@ -62,6 +65,11 @@ class Generation(Iterator[Step]):
     def request(self) -> Request:
         """The request with the model's defaults filled in."""
         return self._run.request
+
+    @property
+    def memory_plan(self) -> Plan | None:
+        """How the memory limit is to be kept, and the predicted peak; None without a limit."""
+        return self._run.memory
 
     @property
     def result(self) -> Result:

@@ -38,6 +38,7 @@ from pocketdiffusion.tasks import NEEDS, TASKS, Given, pasted, possible
 from pocketdiffusion.tensors import Array
 from pocketdiffusion.tiles import Size, count
 from pocketdiffusion.timing import timed
+from pocketdiffusion.tuning.budget import Budget, limit_bytes
 from pocketdiffusion.tuning.tune import tuned_choices
 
 Prompts = str | Sequence[str]
@@ -59,6 +60,8 @@ class Pipeline:
         self.vae_tile: int | None = None
         """The VAE computes no more than this many pixels squared at a time; None is no limit. See `from_pretrained`."""
         self._family = load_family(bundle)
+        self.budget = Budget(bundle, components, self._family.denoiser)
+        """Keeps the memory limit, `budget.limit`; None is none. See `from_pretrained`."""
         self._interrupt = False
 
     @classmethod
@@ -76,6 +79,7 @@ class Pipeline:
         variant: str | None = None,
         safety_checker: Literal["bundle"] | None = "bundle",
         vae_tile: int | None = None,
+        memory_limit: int | str | None = None,
     ) -> Pipeline:
         """Open a bundle, or another exporter's folder of graphs, by name, path or "owner/name" in the hub's cache.
 
@@ -90,7 +94,10 @@ class Pipeline:
         ``model_fp16.onnx``. `safety_checker` None switches the bundle's own off, as in Diffusers. `vae_tile` bounds the
         VAE's memory: larger pictures than that many pixels squared are decoded and encoded in overlapping tiles of no
         more, which are blended. They differ a little from pictures made in one piece; without it, tiles are used only
-        where the VAE's graphs are fixed to less than the picture. Raises BundleError and BackendError.
+        where the VAE's graphs are fixed to less than the picture. `memory_limit`, "1GB" or bytes, is kept by this whole
+        process: each request then gets the fastest plan that fits, of residency, weights (unless given), guidance in
+        turn and VAE tiles, from what each graph was measured to take; what is not known yet is measured in child
+        processes first. See `Generation.memory_plan`. Raises BundleError, BackendError and InvalidRequest.
         """
         bundle = Bundle.open(find_bundle(model), variant=variant)
         precisions = None if precision is None else parse_precisions(precision)
@@ -107,6 +114,7 @@ class Pipeline:
         pipe = cls(bundle, open_components(bundle, choices, options, residency, cache=cache, precisions=precisions))
         pipe.notes = (*bundle.notes, *describe_choices(choices))
         pipe.vae_tile = vae_tile
+        pipe.budget.limit, pipe.budget.keep_weights = limit_bytes(memory_limit), weights is not None
         if safety_checker is None:
             pipe.safety_checker = None
         return pipe
@@ -146,20 +154,21 @@ class Pipeline:
         """The generation as an iterator over its steps; closing it cancels. Raises InvalidRequest at once."""
         request = prompt if isinstance(prompt, Request) else make_request(prompt, **fields)
         request = resolve(request, self.bundle.manifest.numbers, self.bundle.manifest.tasks)
+        request = replace(request, vae_tile=self.vae_tile if request.vae_tile is None else request.vae_tile)
         self._check(request)
         options = {} if request.eta is None else {"eta": request.eta}
         plan = sampling_plan(self.scheduler_config, sampler=request.sampler, schedule=request.schedule, options=options)
         plan = replace(plan, schedule=self._family.schedules.get(plan.schedule, plan.schedule))
         request = replace(request, computed_steps=_computed_steps(request, plan))
         levels = _levels(plan, request)
-        run = Run(request, plan, levels, plan.parameterization(levels), self.bundle.manifest.numbers)
+        request, memory = self.budget.fit(request, self._needed(request))
+        run = Run(request, plan, levels, plan.parameterization(levels), self.bundle.manifest.numbers, memory=memory)
         return Generation(run, self._generate(run))
 
     def close(self) -> None:
         """Free every graph."""
         for component in self.components.values():
-            for part in (component, *component.sizes.values()):
-                part.close()
+            component.close_all()
 
     def _after_step(self, generation: Generation, step: Step, callback: StepCallback) -> None:
         latents = generation.latents(step)
@@ -171,8 +180,9 @@ class Pipeline:
 
     def _generate(self, run: Run) -> Generator[Step, None, Result]:
         request, timings = run.request, run.timings
-        for name in self._needed(request):
-            self._part(name, request).open_ahead()
+        if run.memory is None:  # what is opened together takes memory together
+            for name in self._needed(request):
+                self._part(name, request).open_ahead()
         with timings.span("text_encode"):
             conditioning = self._family.condition(request, self.components, timings)
         noise = stacked(request.noise_sources(), self._latent_shape(request))
@@ -195,6 +205,7 @@ class Pipeline:
                 *run.messages,
                 *self._tile_messages(request),
                 *self._safety_messages(flags),
+                *([] if run.memory is None else [self.budget.report(run.memory)]),
             ),
             nsfw_content_detected=flags,
         )
@@ -256,7 +267,7 @@ class Pipeline:
         height, width = self._latent_shape(request)[2:]
         if name not in vae.COMPONENTS:
             return height, width
-        return vae.tile_for(self.components[name], (height, width), self.bundle.manifest.numbers, self.vae_tile)
+        return vae.tile_for(self.components[name], (height, width), self.bundle.manifest.numbers, request.vae_tile)
 
     def _needed(self, request: Request) -> list[str]:
         """Components in the order of use."""

@@ -99,6 +99,8 @@ class Request:
     target_size: tuple[int, int] | None = None
     """SDXL: (height, width) that the picture should seem to be made for; the request's."""
     output_type: str = "pil"
+    vae_tile: int | None = None
+    """The VAE computes no more than this many pixels squared at a time; None is the pipeline's `vae_tile`."""
 
     def __post_init__(self) -> None:
         _check_prompts(self.prompt, self.negative_prompt)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pocketdiffusion.cli.command import Command
 from pocketdiffusion.cli.progress import Progress
+from pocketdiffusion.cli.values import amount
 
 DEFAULT_MODEL = "sticker"
 
@@ -125,6 +126,12 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="decode in tiles of at most PIXELS x PIXELS: less memory, a slightly different picture",
     )
+    group.add_argument(
+        "--memory-limit",
+        type=amount,
+        metavar="SIZE",
+        help="e.g. 800MB or 1.5GiB: hold the model so that the whole process keeps it, or say what it would need",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -146,15 +153,19 @@ def run(args: argparse.Namespace) -> int:
         variant=args.variant,
         safety_checker=None if args.no_safety_checker else "bundle",
         vae_tile=args.vae_tile,
+        memory_limit=args.memory_limit,
     )
+    pipe.budget.say = _say
     generation = pipe.stream(" ".join(args.prompt), **fields)
+    if generation.memory_plan is not None and not args.quiet:
+        _say(str(generation.memory_plan))
     with Progress("generating", quiet=args.quiet) as progress:
         for step in generation:
             progress.advance(step.index + 1, step.total)
     result = generation.result
     paths = result.save(args.output, with_prompt=not args.no_prompt_in_file, quality=args.quality)
     for line in (*(() if args.quiet else pipe.notes), *result.messages):
-        print(line, file=sys.stderr)
+        _say(line)
     _print(result, paths, as_json=args.json)
     return 0
 
@@ -202,6 +213,10 @@ def _print(result: Any, paths: list[Path], *, as_json: bool) -> None:
         "nsfw_content_detected": result.nsfw_content_detected,
     }
     print(json.dumps(report, indent=2))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _interval(text: str) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from pocketdiffusion.backends import AUTO_ORDER
 from pocketdiffusion.backends.base import Weights
+from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.tuning.footprint import Footprint
 
 SAME_DB = 60.0
@@ -82,6 +83,11 @@ class Measured:
         """The value that `to_json` wrote. Raises TypeError or KeyError for anything else."""
         found = None if data["footprint"] is None else Footprint.from_json(data["footprint"])
         return cls(**{**data, "candidate": Candidate(**data["candidate"]), "footprint": found})
+
+
+def can_be_compact(entry: ComponentEntry) -> bool:
+    """Whether "compact" weights are another way to hold a graph's: IR is always held as it is stored."""
+    return entry.format == "onnx" and entry.weights != "float32"
 
 
 def wanted_db(found: Iterable[Footprint], minimum: float | None, max_loss: float) -> float:

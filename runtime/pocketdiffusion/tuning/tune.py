@@ -16,7 +16,7 @@ from pocketdiffusion.backends import BACKENDS, Choice, available, load, parse_de
 from pocketdiffusion.backends.base import SessionOptions, Weights
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.errors import BackendError, BackendUnavailable, BundleUnsupported
-from pocketdiffusion.tuning.choice import Candidate, Measured, best, wanted_db
+from pocketdiffusion.tuning.choice import Candidate, Measured, best, can_be_compact, wanted_db
 from pocketdiffusion.tuning.footprint import Footprint, Subject, machine
 from pocketdiffusion.tuning.shapes import denoiser_rows, entry_at, input_shapes
 from pocketdiffusion.tuning.store import Store
@@ -143,9 +143,7 @@ def candidates(bundle: Bundle, component: str) -> list[Candidate]:
     Raises BackendUnavailable where there is none.
     """
     entry = bundle.manifest.components[component]
-    ways: tuple[Weights, ...] = (
-        ("fast", "compact") if entry.format == "onnx" and entry.weights != "float32" else ("fast",)
-    )
+    ways: tuple[Weights, ...] = ("fast", "compact") if can_be_compact(entry) else ("fast",)
     found = [
         Candidate(info.backend, info.device, precision, weights)
         for info in available()
