@@ -18,7 +18,7 @@ from pocketdiffusion.backends.base import SessionOptions, Weights
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.models import find_bundle
 from pocketdiffusion.component import Component, Residency
-from pocketdiffusion.components import choose_devices, describe_choices, open_components
+from pocketdiffusion.components import describe_choices, open_components
 from pocketdiffusion.denoiser import call_shapes, network, passes
 from pocketdiffusion.errors import BundleUnsupported, InvalidRequest, NonFinite
 from pocketdiffusion.families import Conditioning, load_family
@@ -101,15 +101,7 @@ class Pipeline:
         """
         bundle = Bundle.open(find_bundle(model), variant=variant)
         precisions = None if precision is None else parse_precisions(precision)
-        choices = tuned_choices(
-            choose_devices(bundle, device),
-            bundle,
-            device,
-            size=size,
-            threads=threads,
-            precisions=precisions,
-            weights=weights,
-        )
+        choices = tuned_choices(bundle, device, size=size, threads=threads, precisions=precisions, weights=weights)
         options = SessionOptions(threads=threads, weights=weights or "fast")
         pipe = cls(bundle, open_components(bundle, choices, options, residency, cache=cache, precisions=precisions))
         pipe.notes = (*bundle.notes, *describe_choices(choices))

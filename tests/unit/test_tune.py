@@ -137,28 +137,27 @@ def test_a_larger_loss_allows_more(sticker: Bundle) -> None:
 def automatic(bundle: Bundle, device: str = "auto", **given: Any) -> dict[str, Choice]:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("openvino")
-    static = {name: Choice("onnxruntime", "cpu", "as always") for name in bundle.manifest.components}
     fields = {"size": None, "threads": None, "precisions": None, "weights": None, **given}
-    return tuned_choices(static, bundle, device, **fields)
+    return tuned_choices(bundle, device, **fields)
 
 
 def test_auto_takes_what_was_found(sticker: Bundle) -> None:
-    assert {choice.reason for choice in automatic(sticker).values()} == {"as always"}
+    assert {choice.precision for choice in automatic(sticker).values()} == {None}
     tune(sticker, measure=fake_measure, rounds=1)
     found = automatic(sticker)
     assert (str(found["unet"]), found["unet"].precision) == ("openvino:cpu", "float32")
     assert found["vae_decoder"].reason == "the fastest by tune, bfloat16"
     assert automatic(sticker, precisions=parse_precisions("vae=float32"))["vae_decoder"].precision == "float32"
-    assert automatic(sticker, weights="compact")["unet"].reason == "as always"
-    assert automatic(sticker, "denoiser=onnxruntime:cpu,vae=auto")["unet"].reason == "as always"
-    assert automatic(sticker, "cpu")["vae_decoder"].reason == "as always"
+    assert automatic(sticker, weights="compact")["unet"].precision is None
+    assert automatic(sticker, "denoiser=onnxruntime:cpu,vae=auto")["unet"].precision is None
+    assert automatic(sticker, "cpu")["vae_decoder"].precision is None
 
 
 def test_another_version_of_the_engine_does_not_count(sticker: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     tune(sticker, measure=fake_measure, rounds=1)
     engine = module.load("openvino")
     monkeypatch.setattr(type(engine), "version", lambda self: "0.1")
-    assert automatic(sticker)["unet"].reason == "as always"
+    assert automatic(sticker)["unet"].precision is None
 
 
 def test_other_devices_do_not_count(sticker: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,7 @@ class Budget:
         return Subject(
             component=name,
             graph=part.graph,
+            entry=part.entry,
             contents=f"{self._bundle.digest} {part.entry.graph}",
             backend=backend,
             device=device,

@@ -11,6 +11,8 @@ from typing import Any
 from pocketdiffusion.backends import load
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.cache import processor
+from pocketdiffusion.bundle.manifest import ComponentEntry
+from pocketdiffusion.tensors import TensorSpec
 from pocketdiffusion.tuning.shapes import Shape
 
 
@@ -20,6 +22,7 @@ class Subject:
 
     component: str
     graph: Path
+    entry: ComponentEntry
     contents: str
     """What names the graph's exact contents: its bundle's digest and its place there."""
     backend: str
@@ -43,6 +46,24 @@ class Subject:
             "cached": options.identity is not None,
             "shapes": {name: list(shape) for name, shape in sorted(self.shapes.items())},
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field by name, for a child process."""
+        return {**asdict(self), "graph": str(self.graph)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Subject:
+        """The value that `to_json` wrote. The entry's graphs for other sizes are left out."""
+        entry = data["entry"]
+        return cls(
+            **{name: data[name] for name in ("component", "contents", "backend", "device")},
+            graph=Path(data["graph"]),
+            entry=ComponentEntry(
+                entry["format"], entry["graph"], _specs(entry["inputs"]), _specs(entry["outputs"]), entry["weights"]
+            ),
+            options=SessionOptions(**data["options"]),
+            shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
+        )
 
     def __str__(self) -> str:
         size = max(self.shapes.values(), key=len, default=())
@@ -108,3 +129,7 @@ class Footprint:
 def machine() -> str:
     """What figures depend on besides software: the processor's kind, and how many of its cores there are."""
     return f"{processor()} x{os.cpu_count()}"
+
+
+def _specs(given: Mapping[str, Mapping[str, Any]]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(spec["dtype"], tuple(spec["shape"])) for name, spec in given.items()}

@@ -1,8 +1,8 @@
 """Measures one graph in a child process: its times, the memory it takes, and how far it is from the golden outputs.
 
 A fresh process has nothing else in its memory, and one that asks for too much dies alone: the parent watches its
-resident set and ends it at a limit. Memory is read from /proc, after `memory.trim` as in `Component`. Where an engine
-keeps compiled graphs, what counts is an opening from there: a first child fills the cache for a second one.
+resident set and ends it at a limit. Memory is read from /proc. Where an engine keeps compiled graphs, what counts is an
+opening from there: a first child fills the cache for a second one.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pocketdiffusion import errors, memory
 from pocketdiffusion.backends import load
-from pocketdiffusion.backends.base import Session, SessionOptions
 from pocketdiffusion.backends.session import label
 from pocketdiffusion.children import answer, ending, possible, program, start
-from pocketdiffusion.errors import BackendError, GraphFailed, LoadCrashed
+from pocketdiffusion.component import Component
+from pocketdiffusion.errors import BackendError, GraphFailed, LoadCrashed, PocketDiffusionError
 from pocketdiffusion.golden import golden_tensors, sqnr_db
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion.tuning.footprint import Footprint, Memory, Subject
@@ -37,6 +36,8 @@ PATIENCE = 1800.0
 WATCH = 0.02
 """Seconds between looks at a child's memory."""
 _CHILD = program("pocketdiffusion.tuning.trial")
+_KINDS = ("GraphFailed", "BackendUnavailable", "DeviceNotAttached")
+"""Errors that arrive as they are; others arrive as GraphFailed."""
 
 
 class TooLarge(BackendError):
@@ -58,12 +59,7 @@ def _measured(subject: Subject, golden: Path | None, limit: int | None) -> tuple
     """The footprint, and whether the graph came from the engine's cache."""
     if not possible():
         raise LoadCrashed(label(subject.graph), "can't be measured in a child process, which a frozen program lacks")
-    task = {
-        **asdict(subject),
-        "path": sys.path,
-        "graph": str(subject.graph),
-        "golden": None if golden is None else str(golden),
-    }
+    task = {"path": sys.path, "subject": subject.to_json(), "golden": None if golden is None else str(golden)}
     with start(_CHILD) as process:
         try:
             assert process.stdin is not None and process.stdout is not None  # they are pipes
@@ -80,7 +76,8 @@ def _measured(subject: Subject, golden: Path | None, limit: int | None) -> tuple
         )
     found = json.loads(said)
     if "error" in found:
-        raise getattr(errors, found["error"], GraphFailed)(found["text"])
+        kind = getattr(errors, found["error"]) if found["error"] in _KINDS else GraphFailed
+        raise kind(found["text"])
     return Footprint.from_json(found["footprint"]), found["cached"]
 
 
@@ -104,13 +101,10 @@ def _watch(process: subprocess.Popen[bytes], subject: Subject, limit: int | None
 def child(task: Mapping[str, Any]) -> None:
     """The child's side: one line of JSON on stdout."""
     say = answer()
-    names = ("component", "contents", "backend", "device", "shapes")
-    subject = Subject(
-        **{name: task[name] for name in names}, graph=Path(task["graph"]), options=SessionOptions(**task["options"])
-    )
+    golden = None if task["golden"] is None else Path(task["golden"])
     try:
-        footprint, cached = _trial(subject, None if task["golden"] is None else Path(task["golden"]))
-    except (BackendError, MemoryError) as error:
+        footprint, cached = _trial(Subject.from_json(task["subject"]), golden)
+    except (PocketDiffusionError, MemoryError) as error:
         say(json.dumps({"error": type(error).__name__, "text": str(error) or "out of memory"}))
     else:
         say(json.dumps({"footprint": footprint.to_json(), "cached": cached}))
@@ -118,17 +112,24 @@ def child(task: Mapping[str, Any]) -> None:
 
 def _trial(subject: Subject, golden: Path | None) -> tuple[Footprint, bool]:
     backend = load(subject.backend)
-    loading, _ = _timed(backend.version)
+    loading = _seconds(backend.version)
     gauge = _Gauge()
-    opening, session = _timed(lambda: backend.open(subject.graph, subject.device, subject.options))
-    memory.trim()
+    component = Component(
+        subject.component,
+        subject.graph,
+        subject.entry,
+        backend=backend,
+        device=subject.device,
+        options=subject.options,
+    )
+    component.expect(subject.shapes)
+    opening = _seconds(lambda: component.session)
     opened = gauge.take()
-    first, others = _runs(session, random_feeds(session.inputs, subject.shapes))
+    first, others = _runs(component, random_feeds(subject.entry.inputs, subject.shapes))
     ran = gauge.take()
-    error = None if golden is None else _error(session, golden, subject.component)
-    precision, cached, kept = session.precision, session.cached, session.kept
-    session.close()
-    memory.trim()
+    precision, cached, kept = component.precision, component.cached, component.session.kept
+    error = None if golden is None else _error(component, golden)
+    component.close()
     left = gauge.take()
     found = None
     if opened is not None and ran is not None and left is not None:
@@ -146,13 +147,12 @@ def _trial(subject: Subject, golden: Path | None) -> tuple[Footprint, bool]:
     return footprint, cached
 
 
-def _runs(session: Session, feeds: Mapping[str, AnyArray]) -> tuple[float, list[float]]:
-    """Seconds of the first run, and of those after it. No output outlives its run: it may hold all of an arena."""
-    first, _ = _timed(lambda: session.run(feeds))
-    del _
+def _runs(component: Component, feeds: Mapping[str, AnyArray]) -> tuple[float, list[float]]:
+    """Seconds of the first run, and of those after it."""
+    first = _seconds(lambda: component.run(feeds))
     others: list[float] = []
     while len(others) < RUNS and sum(others) + min(others, default=first) < SECONDS:
-        others.append(_timed(lambda: session.run(feeds))[0])
+        others.append(_seconds(lambda: component.run(feeds)))
     return first, others
 
 
@@ -173,15 +173,16 @@ class _Gauge:
         return max(held, now.peak - code - self._base), max(0, held), max(0, code - self._code)
 
 
-def _error(session: Session, golden: Path, component: str) -> float | None:
-    feeds, expected = golden_tensors(golden, component)
+def _error(component: Component, golden: Path) -> float | None:
+    feeds, expected = golden_tensors(golden, component.name)
     if not expected:
         return None
-    outputs = session.run(feeds)
+    outputs = component.run(feeds)
     return min(sqnr_db(value, outputs[name]) for name, value in expected.items())
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def _seconds(work: Callable[[], object]) -> float:
+    """What a call takes. Its result does not outlive it: an engine's output may hold all of an arena."""
     start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
+    work()
+    return time.perf_counter() - start

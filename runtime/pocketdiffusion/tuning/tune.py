@@ -15,6 +15,7 @@ from typing import Any
 from pocketdiffusion.backends import BACKENDS, Choice, available, load, parse_devices, role_value
 from pocketdiffusion.backends.base import SessionOptions, Weights
 from pocketdiffusion.bundle import Bundle
+from pocketdiffusion.components import choose_devices
 from pocketdiffusion.errors import BackendError, BackendUnavailable, BundleUnsupported
 from pocketdiffusion.tuning.choice import Candidate, Measured, best, can_be_compact, wanted_db
 from pocketdiffusion.tuning.footprint import Footprint, Subject, machine
@@ -103,7 +104,6 @@ def remembered(bundle: Bundle, *, size: Size | None = None, threads: int | None 
 
 
 def tuned_choices(
-    choices: Mapping[str, Choice],
     bundle: Bundle,
     device: str | Mapping[str, str],
     *,
@@ -112,16 +112,16 @@ def tuned_choices(
     precisions: Mapping[str, str] | None,
     weights: Weights | None,
 ) -> dict[str, Choice]:
-    """The `choices` of `choose_devices` with what `tune` found in place of those that "auto" made.
+    """The choices of `choose_devices` with what `tune` found in place of those that "auto" made.
 
-    Only candidates of given `precisions`, by role, and `weights` count; None leaves them open.
+    Only candidates of given `precisions`, by role, and `weights` count; None leaves them open. Raises as that does.
     """
-    roles = parse_devices(device)
+    choices, roles = choose_devices(bundle, device), parse_devices(device)
     automatic = [name for name in choices if role_value(roles, name) == "auto"]
     tuning = remembered(bundle, size=size, threads=threads) if automatic and bundle.hashed else None
     chosen = None if tuning is None else tuning.choose(precisions=precisions, weights=weights)
     if tuning is None or chosen is None or not _same_engines(tuning, chosen):
-        return dict(choices)
+        return choices
     return {name: _choice(chosen[name].candidate) if name in automatic else choice for name, choice in choices.items()}
 
 
@@ -164,6 +164,7 @@ def subject_of(bundle: Bundle, component: str, candidate: Candidate, size: Size,
     return Subject(
         component=component,
         graph=bundle.path / entry.graph,
+        entry=entry,
         contents=contents,
         backend=candidate.backend,
         device=candidate.device,
