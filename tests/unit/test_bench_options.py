@@ -110,7 +110,7 @@ def test_slips_are_told_before_anything_is_measured(
 
 
 def bench(monkeypatch: pytest.MonkeyPatch, records: list[Record], *words: str) -> int:
-    monkeypatch.setattr(cli, "measure", lambda *args: [])
+    monkeypatch.setattr(cli, "measure", lambda *args, **given: [])
     monkeypatch.setattr(cli, "appraise", lambda *args: records)
     return cli.run(parsed("sticker", *words))
 
