@@ -16,7 +16,7 @@ from pocketdiffusion.tuning.footprint import Memory, Subject
 from pocketdiffusion.tuning.footprints import Footprints, Say
 from pocketdiffusion.units import megabytes
 
-HOST = 8_000_000
+HOST = 16_000_000
 """Bytes that a process takes after its plan was made and that belong to no graph: tokenizer, picture library."""
 MARGIN = 1.05
 """A prediction must fit this many times: measurements of one thing differ by some percent."""

@@ -1,0 +1,50 @@
+"""A memory limit on the embedded model, in fresh processes: what is predicted is what is taken, and it is kept."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnxruntime")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's memory"),
+]
+
+AGREEMENT = 0.35
+"""How far predicted and measured peaks may be apart; here they differ by some percent."""
+
+
+def generate(folder: Path, limit: str) -> subprocess.CompletedProcess[str]:
+    words = ["generate", "an apple", "--seed", "0", "--steps", "2", "--width", "128", "--height", "128", "-o", "a.png"]
+    command = [sys.executable, "-m", "pocketdiffusion", *words, "--device", "onnxruntime:cpu", "--memory-limit", limit]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def figures(said: str) -> tuple[int, int]:
+    """Measured and predicted MB."""
+    found = re.search(r"^peak memory: ([\d,]+) MB; predicted ([\d,]+) MB", said, re.MULTILINE)
+    assert found is not None, said
+    measured, predicted = (int(number.replace(",", "")) for number in found.groups())
+    return measured, predicted
+
+
+def test_predicted_and_measured_agree_and_limits_are_kept(tmp_path: Path) -> None:
+    free = generate(tmp_path, "8GB")
+    assert "memory plan: graphs stay open; predicted" in free.stderr
+    refused = generate(tmp_path, "50MB")
+    assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()[-1]) < 250
+    least = re.search(r"allow (\d+)MB", refused.stderr)
+    assert least is not None
+    tight = generate(tmp_path, f"{least[1]}MB")
+    assert "one graph at a time" in tight.stderr
+    assert "measuring" not in generate(tmp_path, f"{least[1]}MB").stderr
+    for run in (free, tight):
+        assert run.returncode == 0 and Path(tmp_path, "a.png").is_file()
+        measured, predicted = figures(run.stderr)
+        assert abs(measured - predicted) < AGREEMENT * measured
+    assert figures(tight.stderr)[0] <= int(least[1]) < figures(free.stderr)[0]
