@@ -1,102 +1,129 @@
 """`python -m pocketdiffusion_bench.presets`: what each quality preset leaves out, and how near its pictures stay.
 
-Every preset draws the prompts of `prompts.txt`, prompt i with seed i, and is held against "exact" with the same seeds,
-sampler and steps. So is a plain run of as few steps as the preset computes, which costs the same. `--computed` adds
-rows for other numbers of computed steps: the grid that presets are chosen from. No time is taken: a forecast costs next
-to nothing, so passes are what counts. The table goes to stdout as Markdown.
+Every technique draws the prompts of `prompts.txt`, prompt i with seed i, and is held against "exact" with the same
+seeds, sampler and steps. `--singles` adds rows for single techniques: other numbers of computed steps, plain runs of as
+few steps, which cost the same, and guidance in a part of the run. Batches of all techniques take turns. The result goes
+to stdout, as Markdown or as lines of JSON, from which the README's table is made.
+
+Limit: time is the process's own on one thread, so that other programs do not disturb it; it says nothing of how well
+engines share work among threads.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.presets import PRESETS
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion.verify import psnr_db
+from pocketdiffusion_bench import machine
+from pocketdiffusion_bench.case import EXACT
+from pocketdiffusion_bench.flops import denoiser_name
 from pocketdiffusion_bench.quality import EQUAL_DB
 from pocketdiffusion_bench.recipes import PROMPTS
+from pocketdiffusion_bench.report.techniques import Outcome, table
 from pocketdiffusion_bench.similarity import ssim
 
 BATCH = 10
 """Pictures at a time; an image of a batch is the same as alone."""
-HEAD = """| sampler | preset | computed steps | PSNR, dB: median (worst) | SSIM: median (worst) | as few steps, dB |
-|---|---|---|---|---|---|"""
+COMPUTED = (3, 4, 5, 6, 8)
+INTERVALS = ((0.0, 0.5), (0.25, 1.0))
+
+Fields = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Drawn:
-    """The pictures of one setting."""
+    """The pictures of one technique."""
 
-    pictures: tuple[AnyArray, ...]
+    pictures: list[AnyArray] = field(default_factory=list)
     """uint8 (height, width, 3)."""
-    computed: int
-    """Steps at which the denoiser ran."""
+    passes: int = 0
+    """Rows that the denoiser was fed for one picture."""
+    seconds: float = 0.0
+    """Processor time of all pictures."""
 
 
-def draw(pipe: Pipeline, prompts: Sequence[str], fields: Mapping[str, Any]) -> Drawn:
-    """One picture for each prompt, prompt i with seed i."""
-    pictures: list[AnyArray] = []
-    computed = 0
+def techniques(*, singles: bool) -> dict[str, Fields]:
+    """Name -> what is set. Computed steps and fewer steps stand in pairs that cost the same."""
+    found: dict[str, Fields] = {f"preset={name}": {"preset": name} for name in PRESETS if name != EXACT}
+    if singles:
+        for count in COMPUTED:
+            found[f"computed_steps={count}"] = {"computed_steps": count}
+            found[f"num_inference_steps={count}"] = {"num_inference_steps": count}
+        for start, stop in INTERVALS:
+            found[f"guidance_interval={start:g}..{stop:g}"] = {"guidance_interval": (start, stop)}
+    return found
+
+
+def draw(pipe: Pipeline, prompts: Sequence[str], settings: Mapping[str, Fields]) -> dict[str, Drawn]:
+    """One picture for each prompt and each of the settings, by name; prompt i with seed i."""
+    drawn = {name: Drawn() for name in settings}
+    run = f"{denoiser_name(pipe.bundle)}.run"
     for start in range(0, len(prompts), BATCH):
-        generation = pipe.stream(list(prompts[start : start + BATCH]), seed=start, **fields)
-        steps = generation.request.num_inference_steps or 0
-        computed = min(steps, generation.request.computed_steps or steps)
-        pixels = generation.result.pixels
-        if pixels is None:
-            raise ValueError("a run with pictures gave none")
-        pictures.extend(pixels)
-    return Drawn(tuple(pictures), computed)
+        batch = list(prompts[start : start + BATCH])
+        for name, fields in settings.items():
+            begin = time.process_time()
+            result = pipe(batch, seed=start, batched_guidance=False, output_type="np", **fields)
+            found = drawn[name]
+            found.seconds += time.process_time() - begin
+            found.passes = len(result.timings.samples[run])  # in turn, so that a run is a row for each picture
+            if result.pixels is None:
+                raise ValueError("a run with pictures gave none")
+            found.pictures.extend(result.pixels)
+    return drawn
 
 
-def signal(exact: Drawn, drawn: Drawn) -> list[float]:
-    """PSNR of each picture in dB."""
+def outcomes(pipe: Pipeline, prompts: Sequence[str], common: Fields, settings: Mapping[str, Fields]) -> list[Outcome]:
+    """Each of the settings, on top of `common`, held against `common` alone."""
+    drawn = draw(pipe, prompts, {EXACT: common, **{name: {**common, **fields} for name, fields in settings.items()}})
+    exact = drawn.pop(EXACT)
+    made = pipe(prompts[0], seed=0, output_type="latent", **common).parameters[0]
     return [
-        min(EQUAL_DB, psnr_db(expected, found)) for expected, found in zip(exact.pictures, drawn.pictures, strict=True)
+        Outcome(
+            technique=name,
+            model=pipe.bundle.manifest.name,
+            sampler=made.sampler or "",
+            steps=made.steps or 0,
+            guidance=made.guidance_scale or 0.0,
+            passes=found.passes,
+            exact_passes=exact.passes,
+            time=found.seconds / exact.seconds,
+            psnr_db=tuple(min(EQUAL_DB, psnr_db(*pair)) for pair in zip(exact.pictures, found.pictures, strict=True)),
+            ssim=tuple(ssim(*pair) for pair in zip(exact.pictures, found.pictures, strict=True)),
+            machine=machine.describe(),
+        )
+        for name, found in drawn.items()
     ]
 
 
-def row(name: str, exact: Drawn, drawn: Drawn, plain: Drawn) -> str:
-    """The table's columns from the preset's name on; `plain` has as many steps as `drawn` computes."""
-    alike = [ssim(expected, found) for expected, found in zip(exact.pictures, drawn.pictures, strict=True)]
-    near = signal(exact, drawn)
-    return (
-        f"{name} | {drawn.computed} of {exact.computed} ({1 - drawn.computed / exact.computed:.0%} saved) "
-        f"| {statistics.median(near):.1f} ({min(near):.1f}) | {statistics.median(alike):.3f} ({min(alike):.3f}) "
-        f"| {statistics.median(signal(exact, plain)):.1f}"
-    )
-
-
 def main() -> int:
-    """Parse the command line, draw, print the table."""
+    """Parse the command line, draw, print."""
     parser = argparse.ArgumentParser(
         prog="python -m pocketdiffusion_bench.presets", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--model", default="sticker")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, help="(default: the model's)")
     parser.add_argument("--prompts", type=int, default=50, help="how many of the prompts (default: 50)")
     parser.add_argument("--sampler", action="append", help="repeat to compare (default: the model's)")
-    parser.add_argument("--computed", type=int, action="append", default=[], metavar="N", help="further rows")
+    parser.add_argument("--singles", action="store_true", help="single techniques too")
+    parser.add_argument("-o", "--format", choices=("md", "jsonl"), default="md")
     args = parser.parse_args()
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()[: args.prompts]
-    pipe = Pipeline.from_pretrained(args.model, device=args.device, threads=args.threads)
-    settings: dict[str, dict[str, Any]] = {name: {"preset": name} for name in PRESETS if name != "exact"}
-    settings |= {f"computed_steps={count}": {"computed_steps": count} for count in args.computed}
-    print(HEAD)
+    pipe = Pipeline.from_pretrained(args.model, device=args.device, threads=1)
+    found = []
     for sampler in args.sampler or [None]:
-        common = {"num_inference_steps": args.steps, "sampler": sampler}
-        exact = draw(pipe, prompts, common)
-        for name, fields in settings.items():
-            drawn = draw(pipe, prompts, {**common, **fields})
-            plain = draw(pipe, prompts, {**common, "num_inference_steps": drawn.computed})
-            print(f"| {sampler or 'default'} | {row(name, exact, drawn, plain)} |", flush=True)
+        common = {"num_inference_steps": args.steps, "sampler": sampler, "guidance_scale": args.guidance}
+        found += outcomes(pipe, prompts, common, techniques(singles=args.singles))
+    sys.stdout.write(table(found) if args.format == "md" else "".join(f"{each.line()}\n" for each in found))
     return 0
 
 

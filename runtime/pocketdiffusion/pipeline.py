@@ -22,6 +22,7 @@ from pocketdiffusion.components import describe_choices, open_components
 from pocketdiffusion.denoiser import call_shapes, network, passes
 from pocketdiffusion.errors import BundleUnsupported, InvalidRequest, NonFinite
 from pocketdiffusion.families import Conditioning, load_family
+from pocketdiffusion.families.guidance import takes_scale
 from pocketdiffusion.generation import Generation, Run
 from pocketdiffusion.image import to_pil, to_uint8
 from pocketdiffusion.noise import stacked
@@ -29,7 +30,7 @@ from pocketdiffusion.presets import PRESETS
 from pocketdiffusion.request import Request, make_request, resolve
 from pocketdiffusion.result import DIGITAL_SOURCE, ComponentUse, Result, describe
 from pocketdiffusion.safety import COMPONENT, SafetyChecker
-from pocketdiffusion.sampling.denoise import Network, denoiser, guided, interval
+from pocketdiffusion.sampling.denoise import Network, denoiser, guided, holding, interval
 from pocketdiffusion.sampling.reuse import UNSUITED, Forecast
 from pocketdiffusion.sampling.scheduler import SamplingPlan, sampling_plan
 from pocketdiffusion.sampling.schedules import Levels
@@ -151,7 +152,7 @@ class Pipeline:
         options = {} if request.eta is None else {"eta": request.eta}
         plan = sampling_plan(self.scheduler_config, sampler=request.sampler, schedule=request.schedule, options=options)
         plan = replace(plan, schedule=self._family.schedules.get(plan.schedule, plan.schedule))
-        request = replace(request, computed_steps=_computed_steps(request, plan))
+        request = _with_preset(request, plan, guided=request.guided and not takes_scale(self._denoiser))
         levels = _levels(plan, request)
         request, memory = self.budget.fit(request, self._needed(request))
         run = Run(request, plan, levels, plan.parameterization(levels), self.bundle.manifest.numbers, memory=memory)
@@ -271,6 +272,10 @@ class Pipeline:
         return first + encoder + decoder + checker
 
     @property
+    def _denoiser(self) -> Component:
+        return self.components[self._family.denoiser]
+
+    @property
     def _extra_channels(self) -> int:
         """Input channels of the denoiser that are not the latents'."""
         channels = self.bundle.manifest.components[self._family.denoiser].inputs["sample"].shape[1]
@@ -366,19 +371,30 @@ def _answer(component: Component, run: Run, conditioning: Conditioning) -> Netwo
     if conditioning.negative is None:
         return conditional
     each = passes(component, conditioning, batched=request.batched_guidance, timings=run.timings)
+    if request.guidance_hold is not None:
+        guiding = interval(0, request.guidance_hold, run.plan.train_timesteps)
+        each = holding(each, conditional, guiding, run.parameterization.noise_share)
     active = interval(*request.guidance_interval, run.plan.train_timesteps)
     return guided(each, conditional, *request.guidance_scales, rescale=request.guidance_rescale, active=active)
 
 
-def _computed_steps(request: Request, plan: SamplingPlan) -> int | None:
-    """What the request says, or its preset for such a sampler."""
-    if plan.sampler not in UNSUITED:
-        return request.computed_steps or PRESETS[request.preset].steps(stochastic=plan.stochastic)
-    if request.computed_steps is not None:
+def _with_preset(request: Request, plan: SamplingPlan, *, guided: bool) -> Request:
+    """The request with what it leaves open filled in from its preset, for such a sampler; `guided`: by two passes."""
+    if plan.sampler in UNSUITED:
+        if request.computed_steps is not None:
+            raise InvalidRequest(
+                "computed_steps", f"computed_steps was given; {plan.sampler} needs all of its steps: lower their number"
+            )
+        return request
+    if plan.training.continuous and request.guidance_hold is not None:
         raise InvalidRequest(
-            "computed_steps", f"computed_steps was given; {plan.sampler} needs all of its steps: lower their number"
+            "guidance_hold", "guidance_hold was given; it needs a model of numbered timesteps: leave it out"
         )
-    return None
+    preset = PRESETS[request.preset]
+    steps = request.computed_steps or preset.steps(stochastic=plan.stochastic)
+    holds = guided and not plan.training.continuous and request.guidance_hold is None
+    hold = preset.guidance_hold if holds else request.guidance_hold
+    return replace(request, computed_steps=steps, guidance_hold=hold)
 
 
 def _forecast(denoise: Denoise, run: Run, levels: Levels) -> Forecast | None:

@@ -50,6 +50,9 @@ class Request:
     """0 to 1: how far the guided output is brought back to the conditional one's deviation (arXiv:2305.08891, 3.4)."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Part of the sampling, as fractions, in which guidance is on; outside it the unconditional pass is not run."""
+    guidance_hold: float | None = None
+    """0 to 1: from this part of the sampling on the unconditional pass is not run, and guidance adds what it last did;
+    1 never."""
     batched_guidance: bool = True
     """Both passes of guidance in one batch; False runs them in turn, in half the memory."""
     num_images_per_prompt: int = 1
@@ -69,7 +72,7 @@ class Request:
     """The run's own noise levels, falling, in place of a number of steps."""
     preset: str = "exact"
     """How much work is left out, a name in `presets.PRESETS`: "exact" leaves out nothing, "balanced" and "fast" set
-    `computed_steps` where it is not given."""
+    `computed_steps` and `guidance_hold` where they are not given."""
     computed_steps: int | None = None
     """3 to 1000: steps at which the denoiser runs, spread over the run; at the others its answer is forecast from
     earlier ones. None or no fewer than the steps there are: all of them."""
@@ -110,6 +113,7 @@ class Request:
         _between("num_images_per_prompt", self.num_images_per_prompt, 1, 64)
         _between("guidance_scale", self.guidance_scale, 0, 100)
         _between("guidance_rescale", self.guidance_rescale, 0, 1)
+        _between("guidance_hold", self.guidance_hold, 0, 1)
         _between("clip_skip", self.clip_skip, 0, 12)
         _between("strength", self.strength, 0, 1)
         _between("computed_steps", self.computed_steps, FEWEST_COMPUTED, MAX_STEPS)

@@ -45,7 +45,9 @@ def test_one_pass_a_step_whatever_the_scale(ours: dict[str, Pipeline]) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"negative_prompt": "cat"}, {"guidance_rescale": 0.5}, {"guidance_interval": (0.0, 0.5)}], ids=str
+    "fields",
+    [{"negative_prompt": "cat"}, {"guidance_rescale": 0.5}, {"guidance_interval": (0.0, 0.5)}, {"guidance_hold": 0.5}],
+    ids=str,
 )
 def test_what_needs_two_passes_is_refused(ours: dict[str, Pipeline], fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="has its guidance built in"):

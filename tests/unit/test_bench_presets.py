@@ -1,31 +1,56 @@
-"""The table of quality presets."""
+"""The table of quality presets and single techniques."""
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from pocketdiffusion.pipeline import Pipeline
+from pocketdiffusion.presets import PRESETS
 from pocketdiffusion_bench import presets
-from pocketdiffusion_bench.presets import Drawn
+from pocketdiffusion_bench.errors import BenchError
+from pocketdiffusion_bench.report.readme import fill
+from pocketdiffusion_bench.report.techniques import HEAD, Outcome, read, table
+
+FOUND = Outcome("preset=fast", "m", "DDIM", 20, 3.5, 10, 40, 0.5, (30.0, 20.0, 28.0), (0.9, 0.8, 1.0), {"cpu": "X"})
 
 
-def test_a_row_holds_median_and_worst() -> None:
-    black, grey = np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 51, np.uint8)
-    exact, drawn = Drawn((black,) * 3, 25), Drawn((black, black, grey), 5)
-    line = presets.row("fast", exact, drawn, Drawn((grey,) * 3, 5))
-    # 20 log10(255 / 51) dB
-    assert line.startswith("fast | 5 of 25 (80% saved) | 99.0 (14.0) | 1.000 (0.")
-    assert line.endswith("| 14.0")
+def test_a_row_holds_gain_and_loss() -> None:
+    assert FOUND.row() == (
+        "| DDIM, 20 | `preset=fast` | 10 of 40 (75% saved) | 0.50 | 28.0 / 26.0 / 20.0 | 0.900 / 0.900 / 0.800 |"
+    )
 
 
-def test_the_table_has_a_row_for_each_preset_and_count(
+def test_outcomes_are_read_as_written_and_fill_a_readme(tmp_path: Path) -> None:
+    outcomes = [FOUND, replace(FOUND, technique="preset=balanced")]
+    (tmp_path / "a.jsonl").write_text("".join(f"{each.line()}\n" for each in outcomes), encoding="utf-8")
+    assert read([tmp_path / "a.jsonl"]) == outcomes
+    filled = fill("<!-- presets a.jsonl -->\nold\n<!-- /presets -->\n", tmp_path)
+    assert filled == f"<!-- presets a.jsonl -->\n{table(outcomes)}<!-- /presets -->\n"
+    assert filled.count("m, guidance 3.5, 3 prompts. Measured on: X.") == 1
+    with pytest.raises(BenchError, match="has its own columns"):
+        fill("<!-- presets a.jsonl | time -->\n<!-- /presets -->\n", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "no", '{"psnr_db": [], "ssim": []}'])
+def test_what_is_no_outcome_is_told_by_its_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f"{FOUND.line()}\n{text}\n", encoding="utf-8")
+    with pytest.raises(BenchError, match="a.jsonl:2 is no outcome"):
+        read([tmp_path / "a.jsonl"])
+
+
+def test_the_table_has_a_row_for_each_technique(
     pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Pipeline, "from_pretrained", lambda *args, **kwargs: pipe)
-    monkeypatch.setattr("sys.argv", ["presets", "--prompts", "12", "--steps", "9", "--computed", "7"])
+    monkeypatch.setattr("sys.argv", ["presets", "--prompts", "12", "--steps", "9", "--singles"])
     assert presets.main() == 0
-    head, rule, *rows = capsys.readouterr().out.splitlines()
-    assert {line.count("|") for line in (head, rule, *rows)} == {7}
-    assert [row.split(" | ")[1] for row in rows] == ["balanced", "fast", "computed_steps=7"]
-    assert [row.split(" | ")[2] for row in rows] == ["8 of 9 (11% saved)", "6 of 9 (33% saved)", "7 of 9 (22% saved)"]
+    lines = capsys.readouterr().out.splitlines()
+    assert "\n".join(lines[:2]) == HEAD
+    rows = {line.split(" | ")[1].strip("`"): line.split(" | ")[2] for line in lines[2 : lines.index("")]}
+    assert list(rows) == list(presets.techniques(singles=True))
+    assert all(int(rows[f"preset={name}"].split(" ")[0]) < 12 for name in PRESETS if name != "exact")
+    assert rows["computed_steps=6"] == rows["num_inference_steps=6"] == "12 of 18 (33% saved)"
+    assert rows["guidance_interval=0..0.5"] == "14 of 18 (22% saved)"

@@ -75,6 +75,16 @@ def test_the_guidance_interval_skips_the_unconditional_pass(pipe: Pipeline, back
     assert rows == [2] * 5 + [1] * 5
 
 
+def test_held_guidance_skips_the_unconditional_pass_and_goes_on_guiding(pipe: Pipeline, backend: FakeBackend) -> None:
+    full = pipe("a cat", seed=0, num_inference_steps=10, output_type="latent").images
+    off = pipe("a cat", seed=0, num_inference_steps=10, output_type="latent", guidance_interval=(0.0, 0.5)).images
+    backend.runs.clear()
+    held = pipe("a cat", seed=0, num_inference_steps=10, output_type="latent", guidance_hold=0.5)
+    assert [len(feeds["sample"]) for feeds in runs(backend, "unet")] == [2] * 5 + [1] * 5
+    assert held.parameters[0].extra["Guidance hold"] == "0.5"
+    assert 0 < np.abs(held.images - full).max() < np.abs(off - full).max()
+
+
 def test_negative_prompt_rescale_weights_and_clip_skip_change_the_picture(pipe: Pipeline) -> None:
     plain = pipe("a (cat:1.5)", seed=0, output_type="latent").images
     for change in (
@@ -217,6 +227,7 @@ def test_nan_is_named_and_never_a_picture(
         ({"num_inference_steps": 0}, "from 1 to 1000"),
         ({"guidance_scale": float("nan")}, "from 0 to 100"),
         ({"guidance_interval": (0.8, 0.2)}, "0..1"),
+        ({"guidance_hold": 1.5}, "guidance_hold is 1.5; it must be from 0 to 1"),
         ({"seed": -1}, "seed"),
         ({"seed": 1, "generator": Generator("cpu").manual_seed(1)}, "both"),
         ({"generator": [1, 2]}, "2 seeds or generators for 1 images"),

@@ -41,6 +41,7 @@ def test_a_preset_computes_few_steps_and_says_so(
     assert expected is not None and passes(backend) == expected
     assert result.messages == (f"{25 - expected} of the denoiser's 25 answers were forecast, not computed",)
     assert result.parameters[0].extra["Computed steps"] == str(expected)
+    assert result.parameters[0].extra["Guidance hold"] == f"{PRESETS[name].guidance_hold:g}"
     assert len(result.timings.samples["step"]) == 25
     assert not np.array_equal(result.latents, exact)
 

@@ -16,6 +16,7 @@ from pocketdiffusion.sampling.denoise import (
     consistent,
     denoiser,
     guided,
+    holding,
     interval,
     thresholded,
 )
@@ -353,6 +354,19 @@ def test_guidance_interval_skips_the_unconditional_pass() -> None:
     assert calls == [800.0, 500.0, 200.0]
     assert np.array_equal(results[950.0], x)
     assert np.allclose(results[500.0], 3 * x)
+
+
+def test_held_guidance_adds_what_it_last_did() -> None:
+    x = source(0, (1, 4))()
+
+    def passes(x: Array, timestep: float) -> tuple[Array, Array, Array]:
+        return x + timestep, x + 2 * timestep, x
+
+    each = holding(passes, lambda x, t: x, interval(0.2, 0.5, 1000), lambda t: 1 / t)
+    # the distance grows with the timestep, and so does what is held
+    for timestep, distance in ((900.0, 900.0), (700.0, 700.0), (400.0, 400.0), (100.0, 100.0)):
+        first, second, last = each(2 * x, timestep)
+        np.testing.assert_allclose((first, second, last), (2 * x + distance, 2 * x + 2 * distance, 2 * x), rtol=1e-6)
 
 
 def test_guidance_rescale() -> None:

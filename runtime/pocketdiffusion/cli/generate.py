@@ -71,6 +71,12 @@ def _sampling_options(parser: argparse.ArgumentParser) -> None:
         help="part of the steps with guidance, e.g. 0:0.6",
     )
     group.add_argument(
+        "--guidance-hold",
+        type=float,
+        metavar="0..1",
+        help="from this part of the steps on, guidance adds what it last did, without its pass",
+    )
+    group.add_argument(
         "--guidance-in-turn", action="store_true", help="two passes instead of a batch of two: less memory"
     )
     group.add_argument("--sampler", help="e.g. 'euler', 'dpm++ 2m', 'DPM++ 2M Karras', 'DDIMScheduler'")
@@ -179,6 +185,7 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "guidance_scale": args.guidance,
         "guidance_rescale": args.guidance_rescale,
         "guidance_interval": args.guidance_interval,
+        "guidance_hold": args.guidance_hold,
         "batched_guidance": not args.guidance_in_turn,
         "num_images_per_prompt": args.count,
         "seed": args.seed,

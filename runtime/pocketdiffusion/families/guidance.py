@@ -32,6 +32,7 @@ def scale_input(request: Request, denoiser: Component) -> dict[str, Array]:
     unusable = {
         "negative_prompt": request.negative_prompt is not None,
         "guidance_rescale": request.guidance_rescale != 0,
+        "guidance_hold": request.guidance_hold is not None,
         "guidance_interval": request.guidance_interval != (0.0, 1.0),
     }
     for name, given in unusable.items():

@@ -72,6 +72,11 @@ class Parameterization:
             return x * scale**2 - (sigma * scale) * output
         return x * scale - (sigma * scale) * output
 
+    def noise_share(self, timestep: float) -> float:
+        """How much more noise in the state, in standard deviations, one more of raw output says that there is."""
+        sigma = self.training.sigma(timestep)
+        return {"eps": 1.0, "sample": 1 / sigma}.get(self.kind, self._scale(sigma))
+
     def _scale(self, sigma: float) -> float:
         return 1 / (1 + sigma) if self.kind == "flow" else 1 / math.sqrt(1 + sigma**2)
 
@@ -126,6 +131,29 @@ def guided(
         return _rescaled(output, outputs[-1], rescale) if rescale > 0 else output
 
     return network
+
+
+def holding(
+    passes: Passes, conditional: Network, active: Active, noise_share: Callable[[float], float] = lambda timestep: 1.0
+) -> Passes:
+    """Where not `active`, only `conditional` runs, and the other outputs keep their last distance from it.
+
+    The distance is held in the noise that outputs say there is, see `Parameterization.noise_share`: late in a run it is
+    nearly the same at every step. Reuse of it is FasterCache's (arXiv:2410.19355), there for videos. The first call
+    always runs all passes. Made for one run.
+    """
+    distances: list[Array] = []
+
+    def held(x: Array, timestep: float) -> tuple[Array, ...]:
+        share = noise_share(timestep)
+        if distances and not active(timestep):
+            output = conditional(x, timestep)
+            return tuple(output + distance / share for distance in distances)
+        outputs = passes(x, timestep)
+        distances[:] = [(output - outputs[-1]) * share for output in outputs]
+        return outputs
+
+    return held
 
 
 def _rescaled(output: Array, positive: Array, amount: float) -> Array:
