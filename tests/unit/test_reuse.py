@@ -51,9 +51,9 @@ def sample(plan: SamplingPlan, steps: int, count: int | None, noise: Counted) ->
     return plan.parameterization(levels).latent(last.x, last.sigma_next), forecast
 
 
-@given(total=st.integers(1, 300), count=st.integers(2, 300))
-def test_computed_steps_are_as_many_as_asked_from_the_first(total: int, count: int) -> None:
-    steps = computed_steps(total, count)
+@given(total=st.integers(1, 300), count=st.integers(2, 300), stochastic=st.booleans())
+def test_computed_steps_are_as_many_as_asked_from_the_first(total: int, count: int, stochastic: bool) -> None:
+    steps = computed_steps(total, count, stochastic=stochastic)
     assert len(steps) == min(total, count)
     assert steps == sorted(set(steps))
     assert steps[0] == 0 and steps[-1] < total
@@ -61,6 +61,7 @@ def test_computed_steps_are_as_many_as_asked_from_the_first(total: int, count: i
 
 def test_computed_steps_lie_closer_together_early() -> None:
     assert computed_steps(20, 4) == [0, 4, 10, 17]
+    assert computed_steps(20, 5, stochastic=True) == [0, 5, 10, 14, 19]
 
 
 def test_a_single_answer_holds_and_a_line_in_log_sigma_is_forecast_exactly() -> None:

@@ -26,8 +26,6 @@ from pocketdiffusion.tensors import Array
 
 SPAN = 0.9
 """Where the last computed step lies in the run, from 0 to 1: after it the line is near enough."""
-SPAN_STOCHASTIC = 1.0
-"""The same for samplers that draw noise on the way, the last of which only the denoiser can take away."""
 BEND = 1.35
 """How much closer together the computed steps lie early in the run, where answers turn faster; 1 is evenly."""
 UNSUITED = frozenset(("lcm", "tcd"))
@@ -36,17 +34,19 @@ SAME_LEVEL = 1 - 1e-9
 """Levels closer than this ratio are one."""
 
 
-def computed_steps(total: int, count: int, span: float = SPAN) -> list[int]:
-    """Which of `total` steps are computed if `count` (2 or more) are to be: the first, the one at `span`, some between.
+def computed_steps(total: int, count: int, *, stochastic: bool = False) -> list[int]:
+    """Which of `total` steps are computed if `count` (2 or more) are to be: the first, the one at SPAN, some between.
 
-    All of them if there are no more than `count`.
+    All of them if there are no more than `count`. Where noise is drawn on the way, the last step and evenly spread ones
+    before it: noise drawn late can only be computed away.
     """
     if total <= count:
         return list(range(total))
+    span, bend = (1.0, 1.0) if stochastic else (SPAN, BEND)
     last = max(count - 1, round(span * (total - 1)))
     chosen = [0]
     for k in range(1, count):
-        chosen.append(max(round(last * (k / (count - 1)) ** BEND), chosen[-1] + 1))
+        chosen.append(max(round(last * (k / (count - 1)) ** bend), chosen[-1] + 1))
     return chosen
 
 
@@ -74,8 +74,7 @@ class Forecast:
         """Calls that were forecast."""
         self._denoise = denoise
         self._levels = sigmas[:-1]
-        span = SPAN_STOCHASTIC if stochastic else SPAN
-        self._computed = frozenset(computed_steps(len(self._levels), count, span))
+        self._computed = frozenset(computed_steps(len(self._levels), count, stochastic=stochastic))
         self._past: list[Answer] = []
         self._stochastic = stochastic
 
