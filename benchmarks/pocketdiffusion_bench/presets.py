@@ -2,7 +2,7 @@
 
 Every technique draws the prompts of `prompts.txt`, prompt i with seed i, and is held against "exact" with the same
 seeds, sampler and steps. `--singles` adds rows for single techniques: other numbers of computed steps, plain runs of as
-few steps, which cost the same, and guidance in a part of the run. Batches of all techniques take turns. The result goes
+few steps, which cost the same, and guidance held or switched off late in the run. Batches of all techniques take turns. The result goes
 to stdout, as Markdown or as lines of JSON, from which the README's table is made.
 
 Limit: time is the process's own on one thread, so that other programs do not disturb it; it says nothing of how well
@@ -32,8 +32,9 @@ from pocketdiffusion_bench.similarity import ssim
 
 BATCH = 10
 """Pictures at a time; an image of a batch is the same as alone."""
-COMPUTED = (3, 4, 5, 6, 8)
-INTERVALS = ((0.0, 0.5), (0.25, 1.0))
+COMPUTED = (4, 5, 8)
+HOLD = 0.7
+INTERVAL = (0.0, 0.7)
 
 Fields = Mapping[str, Any]
 
@@ -57,8 +58,8 @@ def techniques(*, singles: bool) -> dict[str, Fields]:
         for count in COMPUTED:
             found[f"computed_steps={count}"] = {"computed_steps": count}
             found[f"num_inference_steps={count}"] = {"num_inference_steps": count}
-        for start, stop in INTERVALS:
-            found[f"guidance_interval={start:g}..{stop:g}"] = {"guidance_interval": (start, stop)}
+        found[f"guidance_hold={HOLD:g}"] = {"guidance_hold": HOLD}
+        found["guidance_interval={:g}..{:g}".format(*INTERVAL)] = {"guidance_interval": INTERVAL}
     return found
 
 

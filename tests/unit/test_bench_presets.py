@@ -52,5 +52,5 @@ def test_the_table_has_a_row_for_each_technique(
     rows = {line.split(" | ")[1].strip("`"): line.split(" | ")[2] for line in lines[2 : lines.index("")]}
     assert list(rows) == list(presets.techniques(singles=True))
     assert all(int(rows[f"preset={name}"].split(" ")[0]) < 12 for name in PRESETS if name != "exact")
-    assert rows["computed_steps=6"] == rows["num_inference_steps=6"] == "12 of 18 (33% saved)"
-    assert rows["guidance_interval=0..0.5"] == "14 of 18 (22% saved)"
+    assert rows["computed_steps=5"] == rows["num_inference_steps=5"] == "10 of 18 (44% saved)"
+    assert rows["guidance_interval=0..0.7"] == rows["guidance_hold=0.7"]

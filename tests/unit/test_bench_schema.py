@@ -19,7 +19,7 @@ SCHEMA = json.loads((files("pocketdiffusion_bench") / "schema.json").read_text(e
 ADDED = {"case": ["preset"]}
 """Fields that older records lack."""
 CLASSES = {"case": Case, "run": Run, "span": Span, "memory": MemoryPeaks, "quality": Quality, "rate": Rate}
-RESULTS = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "results").glob("*.jsonl"))
+RESULTS = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "results").glob("sd15*.jsonl"))
 
 
 @pytest.fixture(scope="module")
