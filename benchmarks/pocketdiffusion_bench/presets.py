@@ -2,8 +2,8 @@
 
 Every technique draws the prompts of `prompts.txt`, prompt i with seed i, and is held against "exact" with the same
 seeds, sampler and steps. `--singles` adds rows for single techniques: other numbers of computed steps, plain runs of as
-few steps, which cost the same, and guidance held or switched off late in the run. Batches of all techniques take turns. The result goes
-to stdout, as Markdown or as lines of JSON, from which the README's table is made.
+few steps, which cost the same, and guidance held or switched off late in the run. Batches of all techniques take turns.
+The result goes to stdout, as Markdown or as lines of JSON, from which the README's table is made.
 
 Limit: time is the process's own on one thread, so that other programs do not disturb it; it says nothing of how well
 engines share work among threads.
