@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -53,10 +53,13 @@ class Component:
         options: SessionOptions | None = None,
         residency: Residency = "keep",
         sizes: Mapping[tuple[int, int], Component] | None = None,
+        bands: Sequence[Component] = (),
     ) -> None:
         self.name, self.graph, self.entry = name, graph, entry
         self.sizes = {} if sizes is None else dict(sizes)
         """(width, height) in pixels -> the same for another size than this one's."""
+        self.bands = tuple(bands)
+        """The same in pieces, one for each of `entry.bands`."""
         self.backend, self.residency = backend, residency
         self.device = f"{backend.name}:{device}"
         self._device, self._precision, self._cached = device, "", False
@@ -190,8 +193,8 @@ class Component:
             memory.trim()
 
     def close_all(self) -> None:
-        """`close` this and the graphs for other sizes."""
-        for part in (self, *self.sizes.values()):
+        """`close` this, the graphs for other sizes and the pieces."""
+        for part in (self, *self.sizes.values(), *self.bands):
             part.close()
 
     def hold(self, residency: Residency, weights: Weights) -> None:

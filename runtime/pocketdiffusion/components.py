@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -64,12 +64,17 @@ def open_components(
 
 def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOptions, residency: Residency) -> Component:
     entry, backend = bundle.manifest.components[name], load(choice.backend)
-
     options = replace(
         options, precision=choice.precision or options.precision, weights=choice.weights or options.weights
     )
 
-    def make(graph: ComponentEntry, sizes: Mapping[tuple[int, int], Component]) -> Component:
+    def make(
+        graph: ComponentEntry,
+        residency: Residency = residency,
+        options: SessionOptions = options,
+        sizes: Mapping[tuple[int, int], Component] | None = None,
+        bands: Sequence[Component] = (),
+    ) -> Component:
         return Component(
             name,
             bundle.path / graph.graph,
@@ -79,10 +84,14 @@ def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOption
             options=replace(options, identity=options.identity and f"{options.identity} {graph.graph}"),
             residency=residency,
             sizes=sizes,
+            bands=bands,
         )
 
     first, *others = entry.graphs
-    return make(first, {(s.width, s.height): make(g, {}) for s, g in zip(entry.sizes, others, strict=True)})
+    sizes = {(s.width, s.height): make(graph) for s, graph in zip(entry.sizes, others, strict=True)}
+    passing = replace(options, passing=True)
+    bands = [make(piece, "release", passing) for piece in entry.pieces]
+    return make(replace(first, bands=entry.bands), sizes=sizes, bands=bands)
 
 
 def _refuse_linked_weights(bundle: Bundle, name: str) -> None:

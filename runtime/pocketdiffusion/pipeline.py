@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from pocketdiffusion import vae
+from pocketdiffusion import bands, vae
 from pocketdiffusion.backends import parse_precisions
 from pocketdiffusion.backends.base import SessionOptions, Weights
 from pocketdiffusion.bundle import Bundle
@@ -60,6 +60,8 @@ class Pipeline:
         """Of bundles that hold one: blacks out pictures that it takes for unsafe. Assign None to switch it off."""
         self.vae_tile: int | None = None
         """The VAE computes no more than this many pixels squared at a time; None is no limit. See `from_pretrained`."""
+        self.vae_bands: int | None = None
+        """The VAE's decoder computes this many rows at a time; None is all of them. See `from_pretrained`."""
         self._family = load_family(bundle)
         self.budget = Budget(bundle, components, self._family.denoiser)
         """Keeps the memory limit, `budget.limit`; None is none. See `from_pretrained`."""
@@ -81,6 +83,7 @@ class Pipeline:
         safety_checker: Literal["bundle"] | None = "bundle",
         vae_tile: int | None = None,
         memory_limit: int | str | None = None,
+        vae_bands: int | None = None,
     ) -> Pipeline:
         """Open a bundle, or another exporter's folder of graphs, by name, path or "owner/name" in the hub's cache.
 
@@ -95,10 +98,12 @@ class Pipeline:
         ``model_fp16.onnx``. `safety_checker` None switches the bundle's own off, as in Diffusers. `vae_tile` bounds the
         VAE's memory: larger pictures than that many pixels squared are decoded and encoded in overlapping tiles of no
         more, which are blended. They differ a little from pictures made in one piece; without it, tiles are used only
-        where the VAE's graphs are fixed to less than the picture. `memory_limit`, "1GB" or bytes, is kept by this whole
-        process: each request then gets the fastest plan that fits, of residency, weights (unless given), guidance in
-        turn and VAE tiles, from what each graph was measured to take; what is not known yet is measured in child
-        processes first. See `Generation.memory_plan`. Raises BundleError, BackendError and InvalidRequest.
+        where the VAE's graphs are fixed to less than the picture. `vae_bands`, a number of rows, decodes in bands that
+        give the same picture as one piece does, if the bundle was exported for it; `vae_tile` then bounds encoding
+        only. `memory_limit`, "1GB" or bytes, is kept by this whole process: each request then gets the fastest plan
+        that fits, of residency, weights (unless given), guidance in turn and VAE tiles, from what each graph was
+        measured to take; what is not known yet is measured in child processes first. See `Generation.memory_plan`.
+        Raises BundleError, BackendError and InvalidRequest.
         """
         bundle = Bundle.open(find_bundle(model), variant=variant)
         precisions = None if precision is None else parse_precisions(precision)
@@ -106,7 +111,7 @@ class Pipeline:
         options = SessionOptions(threads=threads, weights=weights or "fast")
         pipe = cls(bundle, open_components(bundle, choices, options, residency, cache=cache, precisions=precisions))
         pipe.notes = (*bundle.notes, *describe_choices(choices))
-        pipe.vae_tile = vae_tile
+        pipe.vae_tile, pipe.vae_bands = vae_tile, vae_bands
         pipe.budget.limit, pipe.budget.keep_weights = limit_bytes(memory_limit), weights is not None
         if safety_checker is None:
             pipe.safety_checker = None
@@ -183,12 +188,7 @@ class Pipeline:
         images: Array | None = None
         flags: list[bool] | None = None
         if request.output_type != "latent":
-            with self._part("vae_decoder", request).use() as decoder:
-                tile = self._tile("vae_decoder", request)
-                decoder.expect({"latent_sample": (1, run.numbers.latent_channels, *tile)})
-                decoder.wait(timings)
-                with timings.span("vae_decode"):
-                    images = pasted(vae.decode(decoder, latents, run.numbers, timings, tile), request)
+            images = pasted(self._decode(run, latents), request)
             if self.safety_checker is not None:
                 flags = self.safety_checker.black_out(images, timings)
         return replace(
@@ -238,6 +238,18 @@ class Pipeline:
             run.messages.append(f"{forecast.skipped} of the denoiser's {total} answers were forecast, not computed")
         return start.finish(run.parameterization.latent(step.x, step.sigma_next))
 
+    def _decode(self, run: Run, latents: Array) -> Array:
+        if self.vae_bands is not None:
+            with run.timings.span("vae_decode"):
+                decoder = self.components["vae_decoder"]
+                return vae.decode(decoder, latents, run.numbers, run.timings, bands=self.vae_bands)
+        with self._part("vae_decoder", run.request).use() as decoder:
+            tile = self._tile("vae_decoder", run.request)
+            decoder.expect({"latent_sample": (1, run.numbers.latent_channels, *tile)})
+            decoder.wait(run.timings)
+            with run.timings.span("vae_decode"):
+                return vae.decode(decoder, latents, run.numbers, run.timings, tile)
+
     def _encode(self, run: Run) -> Callable[[Array, Noise], Array]:
         def encode(images: Array, noise: Noise) -> Array:
             with self._part("vae_encoder", run.request).use() as encoder:
@@ -250,7 +262,9 @@ class Pipeline:
         return encode
 
     def _part(self, name: str, request: Request) -> Component:
-        """A component, of its graphs the one for the picture's size, or for a tile of it."""
+        """A component, of its graphs the one for the picture's size, or for a tile of it, or the first for bands."""
+        if name == "vae_decoder" and self.vae_bands is not None:
+            return self.components[name].bands[0]
         factor = self.bundle.manifest.numbers.vae_factor
         height, width = self._tile(name, request)
         return self.components[name].at(width * factor, height * factor)
@@ -258,7 +272,7 @@ class Pipeline:
     def _tile(self, name: str, request: Request) -> Size:
         """What a component computes at a time, in latent cells: the whole picture, or a tile of it."""
         height, width = self._latent_shape(request)[2:]
-        if name not in vae.COMPONENTS:
+        if name not in vae.COMPONENTS or (name == "vae_decoder" and self.vae_bands is not None):
             return height, width
         return vae.tile_for(self.components[name], (height, width), self.bundle.manifest.numbers, request.vae_tile)
 
@@ -313,6 +327,8 @@ class Pipeline:
             raise InvalidRequest(
                 "width", f"{request.width}x{request.height} was asked; {manifest.name} is fixed to {allowed}"
             )
+        if self.vae_bands is not None and request.output_type != "latent":
+            bands.check(self.components["vae_decoder"], self.vae_bands)
         for name in self._needed(request):
             self._tile(name, request)
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from pocketdiffusion.bands import run as run_in_bands
 from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.component import Component
 from pocketdiffusion.errors import GraphFailed, InvalidRequest
@@ -41,18 +42,27 @@ def tile_for(component: Component, size: Size, numbers: Numbers, most: int | Non
     return max(tiles, key=math.prod)
 
 
-def decode(decoder: Component, latents: Array, numbers: Numbers, timings: Timings, tile: Size | None = None) -> Array:
+def decode(
+    decoder: Component,
+    latents: Array,
+    numbers: Numbers,
+    timings: Timings,
+    tile: Size | None = None,
+    bands: int | None = None,
+) -> Array:
     """Pictures (n, height, width, 3) in about [-1, 1] from denoiser latents (n, channels, h, w).
 
     One image at a time: decoding is where the memory peaks, and a batch gains no speed on a CPU. With a `tile`, in
     cells, one tile at a time; see `tile_for`. Group norms and attention then see a tile and not the whole, so that the
     picture differs a little. Bringing the tiles' means together, by their overlaps or by a decode of the shrunk
-    latents, was measured and left out: it made the difference larger.
+    latents, was measured and left out: it made the difference larger. `bands` of so many rows give what the whole does.
     """
     raw = latents / np.float32(numbers.latent_scale) + np.float32(numbers.latent_shift)
 
     def compute(cells: Array) -> Array:
-        picture: Array = decoder.run({"latent_sample": cells}, timings)["sample"]
+        feeds = {"latent_sample": cells}
+        found = decoder.run(feeds, timings) if bands is None else run_in_bands(decoder, feeds, bands, timings)
+        picture: Array = found["sample"]
         wanted = (1, 3, *(axis * numbers.vae_factor for axis in cells.shape[2:]))
         if picture.shape != wanted:
             raise GraphFailed(f"{decoder.name} gave {picture.shape}, not {wanted}; export it again")

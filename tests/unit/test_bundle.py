@@ -106,8 +106,8 @@ def test_a_writer_learns_at_once_what_a_reader_would_refuse(folder: Path, change
 
 
 def test_newer_format_asks_for_an_upgrade(folder: Path) -> None:
-    maker.rehash(folder, lambda all: all.update(format_version=3, something_new=[1]))
-    with pytest.raises(BundleUnsupported, match=r"format 3 is newer.*upgrade pocketdiffusion"):
+    maker.rehash(folder, lambda all: all.update(format_version=4, something_new=[1]))
+    with pytest.raises(BundleUnsupported, match=r"format 4 is newer.*upgrade pocketdiffusion"):
         Bundle.open(folder)
 
 

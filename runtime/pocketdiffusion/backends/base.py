@@ -33,6 +33,8 @@ class SessionOptions:
     shapes: Mapping[str, tuple[int, ...]] | None = None
     """Input -> shape of the calls to come, of one row each. An engine that `fixes_shapes` fixes the graph's free axes
     to them, and `Session.inputs` tells."""
+    passing: bool = False
+    """The graph is closed after a run or few: the engine shall not hold memory for runs to come."""
 
 
 class Session(Protocol):

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 
 from pocketdiffusion.tensors import TensorSpec
 
-FORMAT_VERSION = 2
-"""The newest that is read. A bundle says the oldest that has all of it: 2 with graphs for several sizes, 1 without."""
+FORMAT_VERSION = 3
+"""The newest that is read. A bundle says the oldest that has all of it: 3 with graphs for bands, 2 with graphs for
+several sizes, 1 without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,24 @@ class SizedGraph:
 
 
 @dataclass(frozen=True, slots=True)
+class BandGraph:
+    """A piece of a component's graph, which runs over bands of a picture's rows. It reads the first graph's weights.
+
+    Inputs and outputs are maps, (1, channels, height, width), by name: the component's own, or what an earlier piece
+    made. "NAME_mean" and "NAME_variance", (1, groups, 1, 1), are those of groups of channels of the map NAME.
+    """
+
+    graph: str
+    """Path, as in `ComponentEntry`."""
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    halo: int | None
+    """Rows that a band must be fed with beyond its own, above and below; None: the piece needs whole maps."""
+    scale: int
+    """Rows, and columns, that it makes of each one."""
+
+
+@dataclass(frozen=True, slots=True)
 class ComponentEntry:
     """One component of the bundle: a graph, or one for each image size."""
 
@@ -57,12 +76,20 @@ class ComponentEntry:
     sizes: tuple[SizedGraph, ...] = ()
     """Graphs for further image sizes, where graphs are fixed to one each: `graph` is the native size's, which golden
     tensors are about. The export stage checked these too; `verify` only hashes them."""
+    bands: tuple[BandGraph, ...] = ()
+    """The same once more in pieces, in the order of use, for less memory: see `pocketdiffusion.bands`."""
 
     @property
     def graphs(self) -> tuple[ComponentEntry, ...]:
         """An entry for each graph, the native size's first, as if it were the only one."""
-        first = replace(self, sizes=())
+        first = replace(self, sizes=(), bands=())
         return first, *(replace(first, graph=s.graph, inputs=s.inputs, outputs=s.outputs) for s in self.sizes)
+
+    @property
+    def pieces(self) -> tuple[ComponentEntry, ...]:
+        """An entry for each of `bands`, as if it were the only graph."""
+        first = replace(self, sizes=(), bands=())
+        return tuple(replace(first, graph=b.graph, inputs=b.inputs, outputs=b.outputs) for b in self.bands)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,4 +169,6 @@ class Manifest:
 
 def version_needed(components: Mapping[str, ComponentEntry]) -> int:
     """The oldest format that can hold these components."""
+    if any(component.bands for component in components.values()):
+        return 3
     return 2 if any(component.sizes for component in components.values()) else 1

@@ -20,6 +20,7 @@ from typing import Any
 
 from pocketdiffusion.bundle.manifest import (
     FORMAT_VERSION,
+    BandGraph,
     ComponentEntry,
     FileEntry,
     GoldenImage,
@@ -53,6 +54,8 @@ _RANGES: Mapping[tuple[type, str], tuple[float, float]] = {
     (FileEntry, "size"): (0, 1 << 45),
     (ComponentEntry, "sqnr_db"): _DECIBEL,
     (ComponentEntry, "min_sqnr_db"): _DECIBEL,
+    (BandGraph, "halo"): (0, 64),
+    (BandGraph, "scale"): (1, 256),
     (SizedGraph, "width"): (1, 16384),
     (SizedGraph, "height"): (1, 16384),
     (Numbers, "width"): (1, 16384),
@@ -74,7 +77,7 @@ _RANGES: Mapping[tuple[type, str], tuple[float, float]] = {
     (TensorSpec, "shape"): (1, (1 << 31) - 1),
     (Manifest, "format_version"): (1, FORMAT_VERSION),
 }
-_ADDED: Mapping[tuple[type, str], Any] = {(ComponentEntry, "sizes"): ()}
+_ADDED: Mapping[tuple[type, str], Any] = {(ComponentEntry, "sizes"): (), (ComponentEntry, "bands"): ()}
 """Keys that a later format added, which are left out where they hold this value: older readers refuse what is new."""
 _PATTERNS: Mapping[tuple[type, str], tuple[re.Pattern[str], str]] = {
     (FileEntry, "sha256"): (_SHA256, "64 lower-case hexadecimal digits"),
@@ -272,6 +275,7 @@ def _check_whole(manifest: Manifest, file: str | Path) -> None:
         if component.graph not in (packages if component.format == "coreml" else known):
             raise BundleCorrupt(file, f"graph {short(component.graph)} of {name} is not among its files")
         _check_sizes(name, component, manifest.numbers, known, file)
+        _check_bands(name, component, known, file)
     golden = [manifest.golden, manifest.golden_image and manifest.golden_image.file]
     for path in golden:
         if path is not None and path not in known:
@@ -296,6 +300,22 @@ def _check_sizes(name: str, component: ComponentEntry, numbers: Numbers, known: 
             raise BundleCorrupt(file, f"graph {short(sized.graph)} of {name} is not among its files")
         if (sized.inputs.keys(), sized.outputs.keys()) != (component.inputs.keys(), component.outputs.keys()):
             raise BundleCorrupt(file, f"{sized.graph} has other inputs or outputs than {component.graph}")
+
+
+def _check_bands(name: str, component: ComponentEntry, known: Set[str], file: str | Path) -> None:
+    """Pieces: each in a listed file, each reading what is there by then; together they give the component's outputs."""
+    there = set(component.inputs)
+    for band in component.bands:
+        if band.graph not in known:
+            raise BundleCorrupt(file, f"graph {short(band.graph)} of {name} is not among its files")
+        figures = {f"{source}{end}" for source in there for end in ("_mean", "_variance")}
+        if missing := band.inputs.keys() - there - figures:
+            raise BundleCorrupt(file, f"{band.graph} reads {short(min(missing))}, which no piece before it makes")
+        if not there.intersection(band.inputs):
+            raise BundleCorrupt(file, f"{band.graph} reads no map")
+        there |= band.outputs.keys()
+    if component.bands and (missing := component.outputs.keys() - there):
+        raise BundleCorrupt(file, f"the pieces of {name} do not make {short(min(missing))}")
 
 
 def _check_numbers(numbers: Numbers, file: str | Path) -> None:

@@ -138,6 +138,12 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="e.g. 800MB or 1.5GiB: hold the model so that the whole process keeps it, or say what it would need",
     )
+    group.add_argument(
+        "--vae-bands",
+        type=int,
+        metavar="ROWS",
+        help="decode in bands of so many rows: less memory, the same picture; for models exported with --banded-vae",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -160,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
         safety_checker=None if args.no_safety_checker else "bundle",
         vae_tile=args.vae_tile,
         memory_limit=args.memory_limit,
+        vae_bands=args.vae_bands,
     )
     pipe.budget.say = _say
     generation = pipe.stream(" ".join(args.prompt), **fields)
