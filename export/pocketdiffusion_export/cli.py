@@ -45,6 +45,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="fix all other axes too, as NPUs want it: the denoiser takes 1 row (guidance in turn) or 2 (both passes "
         "together), and prompts have one length (default: free)",
     )
+    parser.add_argument(
+        "--banded-vae",
+        action="store_true",
+        help="also write the VAE's decoder in pieces, for `generate --vae-bands`: decoding in little memory, exactly",
+    )
     parser.add_argument("--preset", help="TOML file with name, licence and numbers; see models/README.md")
     parser.add_argument(
         "--accept-error", action="store_true", help="write the bundle although a figure is under its threshold"
@@ -62,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         preset=args.preset,
         accept_error=args.accept_error,
+        banded_vae=args.banded_vae,
     )
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if missing:

@@ -35,6 +35,7 @@ from pocketdiffusion.golden import golden_inputs
 from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion_export import layout, read_back, verify
+from pocketdiffusion_export.bands import DECODER, add_bands
 from pocketdiffusion_export.component import ComponentSpec, Feeds
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.families import FAMILIES
@@ -75,7 +76,7 @@ class Made:
     manifest: Manifest
     measured: tuple[verify.Measured, ...]
     notes: tuple[str, ...] = ()
-    """What it lacks, for people."""
+    """What else there is to say of it, for people."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ class _Draft:
     weights: dict[str, Mapping[str, float]] = field(default_factory=dict)
     """Component -> SQNR of each of its weights, read back from a graph that no engine here opens."""
     measured: list[verify.Measured] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What else was found, for people."""
 
 
 def _begin(plan: ExportPlan, stack: ExitStack) -> list[_Draft]:
@@ -266,6 +269,11 @@ class _Work:
         else:
             draft.entries[name] = replace(entry, sqnr_db=round(worst, 2), min_sqnr_db=floor)
 
+        if self.plan.bands and name == DECODER:
+            self.say(f"cutting {name} for bands, and comparing them with the whole")
+            draft.entries[name], note = add_bands(draft.folder, draft.entries[name], graphs[0].samples, engines)
+            draft.notes.append(note)
+
     def _keep_golden(self, name: str, graph: _Graph) -> None:
         middle = len(graph.samples) // 2
         for side, arrays in (("in", graph.samples[middle]), ("out", graph.expected[middle])):
@@ -284,7 +292,7 @@ def _finish(plan: ExportPlan, draft: _Draft, work: _Work, material: _Material, s
         layout.write_json(draft.folder / QUANTIZATION, work.quantization)
     if draft.weights:
         layout.write_json(draft.folder / WEIGHTS, draft.weights)
-    notes = (*draft.target.finish(draft.folder), *read_back.remarks(draft.engines, draft.weights))
+    notes = (*draft.notes, *draft.target.finish(draft.folder), *read_back.remarks(draft.engines, draft.weights))
     manifest = Manifest(
         name=plan.name,
         description=plan.description,

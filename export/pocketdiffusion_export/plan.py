@@ -15,7 +15,7 @@ from typing import Any
 
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.quant import RECIPES, Recipe
-from pocketdiffusion_export.targets import TARGETS, check_targets
+from pocketdiffusion_export.targets import TARGETS, check_bands, check_targets
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -83,6 +83,8 @@ class ExportPlan:
     """Write the bundle although a figure is under its threshold."""
     sizes: tuple[tuple[int, int], ...] = ()
     """Graphs take these sizes (width, height) and no others, the first of which is the one in `numbers`; () is any."""
+    bands: bool = False
+    """The VAE's decoder is also cut into pieces that run over bands of a picture."""
     batch: int | None = None
     """With sizes: rows that the denoiser's graphs take, while all other graphs take one, and prompts one length; None
     leaves batch and text length free."""
@@ -109,12 +111,13 @@ def make_plan(
     batch: int | None = None,
     preset: str | Path | None = None,
     accept_error: bool = False,
+    banded_vae: bool = False,
 ) -> ExportPlan:
     """A checked plan. `target` is one name or several with commas between them, `size` "dynamic" or one or several
     of "WIDTHxHEIGHT".
 
-    Raises ExportError for an unknown target or recipe, a size that is none, a batch that can't be fixed, and a preset
-    that can't be used.
+    Raises ExportError for an unknown target or recipe, a size that is none, a batch that can't be fixed, bands of a
+    target or recipe that can't have them, and a preset that can't be used.
     """
     targets = tuple(dict.fromkeys(name.strip() for name in target.split(",")))
     for name in targets:
@@ -134,8 +137,11 @@ def make_plan(
         targets=targets,
         recipe=RECIPES[recipe],
         accept_error=accept_error,
+        bands=banded_vae,
         **{"name": destination.name, "source_name": Path(source).name, **given},
     )
+    if banded_vae:
+        check_bands(targets, plan.recipe)
     if batch not in (None, *BATCHES):
         raise ExportError(f"batch {batch} can't be fixed; choose 1 (guidance in turn) or 2 (both passes together)")
     if size == DYNAMIC:

@@ -17,6 +17,10 @@ TARGETS = {
     "openvino": "pocketdiffusion_export.targets.openvino:TARGET",
 }
 
+BAND_CUTTERS = {"onnx": "pocketdiffusion_export.targets.onnx_bands:cut_file"}
+"""Graph format -> function (file) that writes the pieces of a decoder for bands beside it. Formats are named as their
+targets."""
+
 COREML_RECIPES = ("fp32", "fp16", "int8", "palette4", "palette6")
 """What Core ML's own forms of weights cover. Palettes are read by no other engine."""
 
@@ -31,3 +35,16 @@ def check_targets(targets: tuple[str, ...], recipe: Recipe, sizes: int) -> None:
         if target == "coreml" and sizes != 1:
             asked = f"{sizes} sizes were asked for" if sizes else "the size is free"
             raise ExportError(f"coreml graphs are fixed to one image size, {asked}; give one, e.g. --size 512x512")
+
+
+def check_bands(targets: tuple[str, ...], recipe: Recipe) -> None:
+    """Raise ExportError for a target or a recipe whose decoder can't be cut into pieces for bands."""
+    for target in targets:
+        if target not in BAND_CUTTERS:
+            able = ", ".join(BAND_CUTTERS)
+            raise ExportError(f"{target} graphs can't be cut for bands; choose {able}, which OpenVINO opens too")
+    if recipe.method == "w8a8":
+        raise ExportError(
+            f"recipe {recipe.name} rounds activations, so that bands would not give what the whole does; choose fp32, "
+            "fp16 or int8, or use tiles at run time"
+        )

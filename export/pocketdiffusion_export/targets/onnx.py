@@ -77,7 +77,7 @@ class OnnxTarget:
         beside the first, whose weights they read.
         """
         if others or sum(tensor.ByteSize() for tensor in model.graph.initializer) > EXTERNAL_BYTES:
-            model = _with_external_data(model, file.with_name(f"{file.name}_data"))
+            model = with_external_data(model, file.with_name(f"{file.name}_data"))
         for place, fixed in ((file, shapes), *((file.with_name(name), other) for name, other in others.items())):
             place.write_bytes(_shaped(model, fixed).SerializeToString(deterministic=True))
             onnx.checker.check_model(place)
@@ -87,7 +87,8 @@ class OnnxTarget:
     ) -> tuple[Mapping[str, TensorSpec], Mapping[str, TensorSpec]]:
         """Inputs and outputs by name."""
         graph = model.graph
-        return {v.name: _spec(v, shapes) for v in graph.input}, {v.name: _spec(v, shapes) for v in graph.output}
+        inputs, outputs = ({v.name: describe_value(v, shapes) for v in some} for some in (graph.input, graph.output))
+        return inputs, outputs
 
     def place(self, component: str) -> str:
         """A component's graph, relative to the bundle."""
@@ -121,7 +122,7 @@ def _weights(module: torch.nn.Module, names: set[str], release: bool) -> dict[st
     return arrays
 
 
-def _with_external_data(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
+def with_external_data(model: onnx.ModelProto, file: Path) -> onnx.ModelProto:
     """The model with its large tensors written to `file`; the one given stays as it is."""
     tensors = []
     with file.open("wb") as stream:
@@ -155,8 +156,9 @@ def _shaped(model: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto:
     return made
 
 
-def _spec(value: onnx.ValueInfoProto, shapes: Shapes) -> TensorSpec:
+def describe_value(value: onnx.ValueInfoProto, shapes: Shapes = _AS_TRACED) -> TensorSpec:
+    """Type and axes of a tensor, the axes those in `shapes` if it is there; None: any length."""
     kind = value.type.tensor_type
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
-    traced = tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim)
+    traced = tuple(dim.dim_param or dim.dim_value or None for dim in kind.shape.dim)
     return TensorSpec(dtype, shapes.get(value.name, traced))
