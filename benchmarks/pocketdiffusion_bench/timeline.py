@@ -12,6 +12,7 @@ PLACES = {
     "vae_encoder": "vae_encode",
     "vae_decoder": "vae_decode",
     "safety_checker": "convert",
+    "judge": "convert",
 }
 """Component -> the stage that runs it; all others are the denoiser's."""
 BETWEEN = ("wait_open", "close")

@@ -25,6 +25,7 @@ from pocketdiffusion.families import Conditioning, load_family
 from pocketdiffusion.families.guidance import takes_scale
 from pocketdiffusion.generation import Generation, Run
 from pocketdiffusion.image import to_pil, to_uint8
+from pocketdiffusion.judge import Judge
 from pocketdiffusion.noise import stacked
 from pocketdiffusion.presets import PRESETS
 from pocketdiffusion.request import Request, make_request, resolve
@@ -58,6 +59,8 @@ class Pipeline:
         """Which device runs what, and why."""
         self.safety_checker = SafetyChecker.of(bundle, components)
         """Of bundles that hold one: blacks out pictures that it takes for unsafe. Assign None to switch it off."""
+        self.judge = Judge.of(bundle, components)
+        """Of bundles that hold one: scores pictures and prompts, for `best`."""
         self.vae_tile: int | None = None
         """The VAE computes no more than this many pixels squared at a time; None is no limit. See `from_pretrained`."""
         self.vae_bands: int | None = None
@@ -187,11 +190,14 @@ class Pipeline:
         latents = yield from self._denoise(run, conditioning, noise)
         images: Array | None = None
         flags: list[bool] | None = None
+        scores: Array | None = None
         if request.output_type != "latent":
             images = pasted(self._decode(run, latents), request)
             if self.safety_checker is not None:
                 flags = self.safety_checker.black_out(images, timings)
-        return replace(
+            if self.judge is not None and request.best is not None:
+                scores = self.judge.scores(images, request, timings)
+        result = replace(
             self._result(run, latents, images),
             messages=(
                 *conditioning.messages,
@@ -202,6 +208,9 @@ class Pipeline:
             ),
             nsfw_content_detected=flags,
         )
+        if scores is None or request.best is None:
+            return result
+        return result.best(scores.tolist(), len(request.prompt), request.best)
 
     def _denoise(self, run: Run, conditioning: Conditioning, noise: Noise) -> Generator[Step, None, Array]:
         """The denoising loop. Returns the final latents."""
@@ -283,7 +292,8 @@ class Pipeline:
         encoder = ["vae_encoder"] if request.image is not None else []
         decoder = ["vae_decoder"] if request.output_type != "latent" else []
         checker = [self.safety_checker.component.name] if decoder and self.safety_checker is not None else []
-        return first + encoder + decoder + checker
+        judge = [part.name for part in (self.judge.text, self.judge.image)] if self.judge and request.best else []
+        return first + encoder + decoder + checker + judge
 
     @property
     def _denoiser(self) -> Component:
@@ -308,6 +318,11 @@ class Pipeline:
         if request.task not in tasks:
             known = ", ".join(f"{task} (give {NEEDS[task]})" if task in NEEDS else task for task in tasks)
             raise BundleUnsupported(f"{manifest.name} can't do {request.task}; it was exported for {known}")
+        if request.best is not None and self.judge is None:
+            raise BundleUnsupported(
+                f"best={request.best} was asked; {manifest.name} has no judge to choose by: leave best out, or export "
+                "the model with judge_text and judge_image (see models/README.md)"
+            )
         if request.latents is not None and request.latents.shape != self._latent_shape(request):
             raise InvalidRequest(
                 "latents", f"latents are {request.latents.shape}; this request needs {self._latent_shape(request)}"

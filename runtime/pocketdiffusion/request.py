@@ -95,6 +95,9 @@ class Request:
     image_guidance_scale: float | None = None
     """For models that change `image` as the prompt tells them (arXiv:2211.09800): how near the result stays to it; 1.5.
     Below 1 it switches guidance off, also that by the prompt, as in Diffusers."""
+    best: int | None = None
+    """How many of each prompt's images are kept, the best first, by the score of the model's own judge. None keeps all
+    in their order and judges nothing."""
     original_size: tuple[int, int] | None = None
     """SDXL: (height, width) in pixels that a training picture with this content had before scaling; the request's."""
     crops_coords_top_left: tuple[int, int] | None = None
@@ -111,6 +114,7 @@ class Request:
         _between("width", self.width, 8, MAX_SIDE)
         _between("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         _between("num_images_per_prompt", self.num_images_per_prompt, 1, 64)
+        self._check_best()
         _between("guidance_scale", self.guidance_scale, 0, 100)
         _between("guidance_rescale", self.guidance_rescale, 0, 1)
         _between("guidance_hold", self.guidance_hold, 0, 1)
@@ -165,6 +169,15 @@ class Request:
         """One for each condition that a pass adds: the picture's if it guides too, then the prompt's."""
         by_image = () if self.image_guidance_scale is None else (self.image_guidance_scale,)
         return (*by_image, 1.0 if self.guidance_scale is None else self.guidance_scale)
+
+    def _check_best(self) -> None:
+        if self.best is None:
+            return
+        _between("best", self.best, 1, self.num_images_per_prompt)
+        if isinstance(self.best, float):
+            raise InvalidRequest("best", f"best is {self.best}; give a whole number")
+        if self.output_type == "latent":
+            raise InvalidRequest("best", "best was given with output_type 'latent'; a judge needs pictures: pil or np")
 
     def _check_instruction(self) -> None:
         if self.image is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,28 @@ class Result:
     messages: tuple[str, ...] = ()
     nsfw_content_detected: list[bool] | None = None
     """For each image whether the safety checker blacked it out; None where none looked. Diffusers' name."""
+    scores: tuple[float, ...] | None = None
+    """For each image how well it shows its prompt, in [-1, 1], by the bundle's judge; None where it was not asked."""
+
+    def best(self, scores: Sequence[float], prompts: int, count: int) -> Result:
+        """Only the `count` images of each prompt that score highest, best first; each prompt has as many images."""
+        each = len(scores) // prompts
+        groups = [range(start, start + each) for start in range(0, len(scores), each)]
+        kept = [place for group in groups for place in sorted(group, key=lambda i: -scores[i])[:count]]
+        flags = self.nsfw_content_detected
+        said = f"kept {len(kept)} of {len(scores)} images, scored {_span(scores[i] for i in kept)}"
+        left = [score for place, score in enumerate(scores) if place not in kept]
+        return replace(
+            self,
+            images=[self.images[i] for i in kept] if isinstance(self.images, list) else self.images[kept],
+            seeds=tuple(self.seeds[i] for i in kept),
+            parameters=tuple(self.parameters[i] for i in kept),
+            pixels=None if self.pixels is None else self.pixels[kept],
+            latents=self.latents[kept],
+            messages=(*self.messages, f"{said}; the others {_span(left)}" if left else said),
+            nsfw_content_detected=None if flags is None else [flags[i] for i in kept],
+            scores=tuple(scores[i] for i in kept),
+        )
 
     def save(self, pattern: str | Path, *, with_prompt: bool = True, quality: int = 95) -> list[Path]:
         """Write the images as PNG, JPEG or WebP by the pattern's suffix; see `image.output_path` for its fields."""
@@ -105,6 +127,11 @@ def _parameters(
         version=f"pocketdiffusion {__version__}",
         extra={**_unusual(request), "Backend": backend, "Quantization": bundle.manifest.recipe},
     )
+
+
+def _span(scores: Iterable[float]) -> str:
+    shown = sorted({f"{score:.3f}": score for score in scores}.items(), key=lambda item: item[1])
+    return " to ".join(dict.fromkeys((shown[0][0], shown[-1][0])))
 
 
 def _unusual(request: Request) -> dict[str, str]:

@@ -48,6 +48,11 @@ def layered_text_encoder(name: str, model: Any) -> ComponentSpec:
     return _spec(name, model, names, outputs, {"output_hidden_states": True})
 
 
+def projected_text_encoder(name: str, model: Any) -> ComponentSpec:
+    """Only the pooled state in the space that the model shares with a picture encoder: `text_embeds`."""
+    return _spec(name, model, ("text_embeds",), lambda last, pooled, states: (model.text_projection(pooled),))
+
+
 def _spec(
     name: str,
     model: Any,

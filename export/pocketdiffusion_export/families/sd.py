@@ -22,6 +22,7 @@ from pocketdiffusion_export.component import ComponentSpec, Feeds
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.families.base import Samples
 from pocketdiffusion_export.families.clip import text_encoder
+from pocketdiffusion_export.families.judge import judge, judge_samples
 from pocketdiffusion_export.families.parts import (
     other_shape,
     unet,
@@ -55,11 +56,12 @@ class StableDiffusion:
     def components(self, pipe: Any) -> tuple[ComponentSpec, ...]:
         """Text encoders, unet, vae_decoder and vae_encoder, with optimum's names of inputs and outputs.
 
-        The safety checker too where the source has one.
+        The safety checker and the judge too where the source has them.
         """
         self.check(pipe)
         checker = () if _checker(pipe) is None else (safety_checker(pipe.safety_checker),)
-        return *self.text_encoders(pipe), unet(pipe), vae_decoder(pipe.vae), vae_encoder(pipe.vae), *checker
+        drawing = (*self.text_encoders(pipe), unet(pipe), vae_decoder(pipe.vae), vae_encoder(pipe.vae))
+        return *drawing, *checker, *judge(pipe)
 
     def check(self, pipe: Any) -> None:
         """Raise ExportError for what this family does not cover."""
@@ -109,12 +111,14 @@ class StableDiffusion:
         decoder.append(other_shape(decoder[-1], 2))  # no more pixels than in one, as decoding takes much memory
         with torch.inference_mode():
             images = [pipe.vae.decode(torch.from_numpy(feeds["latent_sample"])).sample.numpy() for feeds in decoder]
+        ids = {name: _ids(getattr(pipe, tokenizer), prompts) for name, tokenizer in self.tokenizers.items()}
         return {
-            **{name: _ids(getattr(pipe, tokenizer), prompts) for name, tokenizer in self.tokenizers.items()},
+            **ids,
             "unet": denoiser,
             "vae_decoder": decoder,
             "vae_encoder": [{"sample": image.clip(-1, 1)} for image in images],
             **({} if _checker(pipe) is None else {SAFETY_CHECKER: safety_samples(pipe, images)}),
+            **judge_samples(pipe, ids["text_encoder"], images),
         }
 
     def numbers(self, pipe: Any, samples: Samples, plan: ExportPlan) -> Numbers:

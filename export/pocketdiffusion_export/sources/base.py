@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pocketdiffusion.judge import COMPONENTS as JUDGE
 from pocketdiffusion_export.errors import ExportError
 
 LOADERS = {
@@ -33,6 +34,7 @@ LOADERS = {
     "LCMScheduler": "diffusers",
     "CLIPTextModel": "transformers",
     "CLIPTextModelWithProjection": "transformers",
+    "ResNetForImageClassification": "transformers",
     "CLIPTokenizer": "transformers",
     "CLIPTokenizerFast": "transformers",
     "StableDiffusionSafetyChecker": "diffusers.pipelines.stable_diffusion.safety_checker",
@@ -44,9 +46,9 @@ LOADERS = {
 RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 """Old names of classes in `LOADERS`."""
 
-WEIGHTED = ("text_encoder", "text_encoder_2", "unet", "vae", "safety_checker")
+WEIGHTED = ("text_encoder", "text_encoder_2", "unet", "vae", "safety_checker", *JUDGE)
 
-TRANSFORMERS = ("text_encoder", "text_encoder_2", "safety_checker")
+TRANSFORMERS = ("text_encoder", "text_encoder_2", "safety_checker", *JUDGE)
 """Those whose classes are made as transformers' are."""
 
 CHECKING = ("safety_checker", "feature_extractor")
@@ -86,9 +88,13 @@ def assemble(pipeline: str, parts: Mapping[str, Any]) -> Any:
     made = class_named(pipeline)
     unused = {name: None for name in CHECKING} | {"requires_safety_checker": "safety_checker" in parts}
     known = inspect.signature(made).parameters
+    own = {name: part for name, part in parts.items() if name not in JUDGE}  # Diffusers' pipelines know none
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks about old configs are for the source's author
-        pipe = made(**{name: value for name, value in unused.items() if name in known} | dict(parts))
+        pipe = made(**{name: value for name, value in unused.items() if name in known} | own)
+    for name in JUDGE:
+        if name in parts:
+            setattr(pipe, name, parts[name])
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from pocketdiffusion.judge import COMPONENTS as JUDGE
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.families import HINTS, PIPELINES
 from pocketdiffusion_export.sources.base import (
@@ -42,9 +43,11 @@ def load(source: str) -> Loaded:
 
 
 def _parts(index: dict[str, Any]) -> tuple[str, ...]:
-    """What the pipeline is made of. A safety checker counts where the index names one; null stands for none."""
+    """What the pipeline is made of. A safety checker counts where the index names one, null stands for none; a judge
+    where the index names one of its parts."""
     checks = index.get("safety_checker") not in (None, [None, None])
-    return (*parts_of(index["_class_name"]), *(CHECKING if checks else ()))
+    judges = any(name in index for name in JUDGE)
+    return (*parts_of(index["_class_name"]), *(CHECKING if checks else ()), *(JUDGE if judges else ()))
 
 
 def _settings(index: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ from coremltools.converters.mil.mil import Function, Program, types  # noqa: E40
 from pocketdiffusion_export.targets.coreml_ops import Translation  # noqa: E402
 
 PACKAGES = {
+    "judge_image": "JudgeImage",
+    "judge_text": "JudgeText",
     "safety_checker": "SafetyScores",
     "text_encoder": "TextEncoder",
     "text_encoder_2": "TextEncoder2",

@@ -40,6 +40,9 @@ def _picture_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--width", type=int, help="pixels (default: the model's)")
     group.add_argument("--height", type=int)
     group.add_argument("-n", "--count", type=int, default=1, help="images; image i uses seed + i (default: 1)")
+    group.add_argument(
+        "--best", type=int, metavar="N", help="save only the N that show the prompt best, if the model has a judge"
+    )
     group.add_argument("--seed", type=int, help="0 to 2^64-1 (default: random, and said)")
     group.add_argument(
         "--rng", choices=("cpu", "cuda"), default="cpu", help="whose torch noise to reproduce (default: cpu)"
@@ -195,6 +198,7 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "guidance_hold": args.guidance_hold,
         "batched_guidance": not args.guidance_in_turn,
         "num_images_per_prompt": args.count,
+        "best": args.best,
         "seed": args.seed,
         "rng": args.rng,
         "sampler": args.sampler,
@@ -225,6 +229,7 @@ def _print(result: Any, paths: list[Path], *, as_json: bool) -> None:
         "configuration": {name: asdict(use) for name, use in result.configuration.items()},
         "messages": list(result.messages),
         "nsfw_content_detected": result.nsfw_content_detected,
+        "scores": result.scores,
     }
     print(json.dumps(report, indent=2))
 

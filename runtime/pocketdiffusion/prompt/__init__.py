@@ -1,6 +1,13 @@
 """Prompts: tokens, weights, chunks, and the text encoder's states."""
 
-from pocketdiffusion.prompt.encode import EncodedPrompts, encode_chunks, encode_prompts, hidden_name, split_prompts
+from pocketdiffusion.prompt.encode import (
+    EncodedPrompts,
+    encode_chunks,
+    encode_prompts,
+    hidden_name,
+    split_prompts,
+    token_row,
+)
 from pocketdiffusion.prompt.syntax import Fragment, parse_weights
 from pocketdiffusion.prompt.tokenizer import ClipTokenizer
 
@@ -13,4 +20,5 @@ __all__ = [
     "hidden_name",
     "parse_weights",
     "split_prompts",
+    "token_row",
 ]

@@ -33,6 +33,7 @@ __all__ = [
     "encode_prompts",
     "hidden_name",
     "split_prompts",
+    "token_row",
 ]
 
 RunTextEncoder = Callable[[NDArray[np.int64]], Mapping[str, AnyArray]]
@@ -158,7 +159,7 @@ def encode_chunks(
     places: dict[tuple[int, ...], int] = {}
     for chunk in (chunk for prompt in prompts for chunk in prompt):
         places.setdefault(chunk.ids, len(places))
-    outputs = run_text_encoder(np.array([_row(tokenizer, ids) for ids in places], dtype=np.int64))
+    outputs = run_text_encoder(np.array([token_row(tokenizer, ids) for ids in places], dtype=np.int64))
     if output not in outputs:
         raise BundleUnsupported(_missing_output(output, outputs))
     hidden = np.asarray(outputs[output], dtype=np.float32)
@@ -209,7 +210,7 @@ def _chunk_end(ids: Sequence[int], comma: Sequence[int]) -> int:
     return next((place + 1 for place in near if ids[place] == comma[0]), size)
 
 
-def _row(tokenizer: ClipTokenizer, ids: Sequence[int]) -> list[int]:
+def token_row(tokenizer: ClipTokenizer, ids: Sequence[int]) -> list[int]:
     """Start, ids, end, padding: `length` ids."""
     row = [tokenizer.bos, *ids, tokenizer.eos]
     return row + [tokenizer.pad] * (tokenizer.length - len(row))
