@@ -17,6 +17,7 @@ pytest.importorskip("torch")
 from pocketdiffusion_export.__main__ import main
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.plan import make_plan
+from pocketdiffusion_export.sources.base import check_safetensors
 
 pytestmark = pytest.mark.torch
 
@@ -70,6 +71,13 @@ CASES: list[tuple[Callable[[Path], object], str]] = [
     (lambda source: edit_index(source, unet=["evil", "Evil"]), "which can't be exported; known classes"),
     (lambda source: shutil.rmtree(source), "is not a folder"),
 ]
+
+
+@pytest.mark.parametrize("length", [0x80, 0x280])
+def test_a_header_as_long_as_a_pickles_mark_is_no_pickle(length: int, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(length.to_bytes(8, "little") + b"{}".ljust(length))
+    check_safetensors(file)
 
 
 @pytest.mark.parametrize(("damage", "message"), CASES)

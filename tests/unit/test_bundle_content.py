@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,14 @@ def test_safetensors_own_files_pass() -> None:
     tensors = {"a": np.ones((2, 3), np.float16), "b": np.zeros((0,), np.int64), "c": np.array(1, np.float32)}
     check("x.safetensors", numpy.save(tensors, metadata={"format": "np"}))
     check("x.safetensors", numpy.save({}))
+
+
+def test_a_header_as_long_as_a_pickles_mark_is_no_pickle(folder: Path, cache: Path) -> None:
+    golden = maker.safetensors(json.dumps(maker.GOLDEN).encode().ljust(0x280), bytes(16))
+    assert golden[:2] == b"\x80\x02"
+    maker.replace(folder / "golden/tensors.safetensors", golden)
+    write_manifest(folder, maker.make_manifest(folder))
+    Bundle.open(folder, cache_dir=cache)
 
 
 def test_openvino_ranges() -> None:

@@ -104,9 +104,10 @@ def check_safetensors(file: Path) -> None:
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(9)
-    if head[:1] == b"\x80" or head[:4] == b"PK\x03\x04":
+    sound = head[8:9] == b"{"  # a header may be 0x80 bytes long, or 0x280: then the file begins as a pickle does
+    if not sound and (head[:1] == b"\x80" or head[:4] == b"PK\x03\x04"):
         raise ExportError(f"{file} holds a pickle, which can run code when read; convert it to safetensors first")
-    if len(head) < 9 or head[8:9] != b"{":
+    if not sound:
         raise ExportError(f"{file} is not safetensors; take the model's safetensors files")
     (length,) = struct.unpack("<Q", head[:8])
     if length > MAX_HEADER or length + 8 > size:

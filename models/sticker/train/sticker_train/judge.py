@@ -30,7 +30,7 @@ HARSHEST = 100.0
 """Largest factor on the cosines, as in CLIP."""
 
 
-class Judge(torch.nn.Module):
+class Judge(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """Both encoders and the factor on their cosines."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -115,6 +115,5 @@ def varied(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a Diffusers folder, or the folder of a tokenizer itself."""
-    inner = folder / "tokenizer"
-    return CLIPTokenizer.from_pretrained(str(inner if inner.is_dir() else folder), local_files_only=True)
+    """The tokenizer of a folder."""
+    return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)

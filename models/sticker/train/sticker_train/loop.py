@@ -63,8 +63,8 @@ class State:
     average: dict[str, torch.Tensor]
 
 
-def train(task: Task, folder: Path, settings: Settings, say: Say) -> State:
-    """Train until the steps or the minutes are over; the average's weights are in the returned state.
+def train(task: Task, folder: Path, settings: Settings, say: Say) -> None:
+    """Train until the steps or the minutes are over; then the model has the averaged weights.
 
     Raises FloatingPointError when the loss is no number: then the last checkpoint is as it was.
     """
@@ -91,7 +91,7 @@ def train(task: Task, folder: Path, settings: Settings, say: Say) -> State:
         if over:
             break
     _save(task.model, optimizer, state, folder, settings)
-    return state
+    task.model.load_state_dict(state.average)
 
 
 def rate_at(step: int, settings: Settings) -> float:
@@ -153,14 +153,6 @@ def _save(
             tensors[f"adam/{kind}/{name}"] = moment
     copies = {name: tensor.clone() for name, tensor in tensors.items()}  # safetensors takes no shared memory
     checkpoint.save(folder / CHECKPOINT, copies, {"step": state.step, "settings": asdict(settings)})
-
-
-def averaged(folder: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights of a stage's last checkpoint. Raises FileNotFoundError without one."""
-    found = checkpoint.load(folder / CHECKPOINT)
-    if found is None:
-        raise FileNotFoundError(f"{folder} holds no checkpoint; run its stage first")
-    return _group(found[0], "average/")
 
 
 def _group(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -1,0 +1,40 @@
+"""How large the parts of the model are: one set of numbers for each picture size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of the tokenizer, the text encoder, the VAE and the UNet."""
+
+    side: int
+    """Of the pictures, in pixels."""
+    vae: tuple[int, ...]
+    """Channels of the VAE's levels; each after the first halves the side."""
+    latent: int
+    """Channels of the latents."""
+    tiny: int
+    """Channels of the tiny decoder."""
+    unet: tuple[int, ...]
+    """Channels of the UNet's levels; the last has no attention."""
+    text_width: int
+    text_layers: int
+    text_length: int
+    """Tokens, start and end included."""
+    words: int
+    """Tokens of the vocabulary."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell, along one side."""
+        return int(2 ** (len(self.vae) - 1))
+
+
+SHAPES = {
+    64: Shape(64, (32, 64, 96), 4, 32, (64, 128, 192), 160, 4, 24, 3000),
+    128: Shape(128, (32, 64, 96, 128), 8, 32, (64, 128, 192), 192, 4, 32, 3000),
+}
+"""64 is the first version's; 128 has latents of the same 16x16 cells, with more channels, so that a step costs the
+same."""

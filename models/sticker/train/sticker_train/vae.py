@@ -1,0 +1,84 @@
+"""The VAE and its tiny double, which decodes with a fraction of the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch.nn import functional
+
+from sticker_train.batches import Sampler, on_white
+from sticker_train.pack import Pictures
+from sticker_train.shapes import Shape
+
+KL = 1e-6
+"""Weight of the distance to the normal distribution: enough to keep the latents from running away."""
+COMPOSED = 0.2
+MEASURED = 256
+"""Pictures that the latents' scale is measured on."""
+
+
+class VaeTask:
+    """Pictures back from their latents: absolute and squared error, edges, and a little KL."""
+
+    def __init__(self, pictures: Pictures, shape: Shape, seed: int, device: str) -> None:
+        torch.manual_seed(seed)
+        levels = len(shape.vae)
+        self.model = AutoencoderKL(
+            block_out_channels=shape.vae,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            latent_channels=shape.latent,
+            layers_per_block=1,
+            mid_block_add_attention=False,
+            norm_num_groups=16,
+            sample_size=shape.side,
+        )
+        self._sampler, self._device = Sampler(pictures, seed, composed=COMPOSED), device
+
+    def loss(self, step: int, size: int) -> torch.Tensor:
+        """Mean over the pixels, in [-1, 1]."""
+        pixels = on_white(self._sampler.batch(step, size).pixels, self._device)
+        posterior = self.model.encode(pixels).latent_dist
+        return picture_loss(self.model.decode(posterior.sample()).sample, pixels) + KL * posterior.kl().mean()
+
+
+class TinyTask:
+    """The full VAE's latents and pictures with little work (a tiny autoencoder in Diffusers' class)."""
+
+    def __init__(self, pictures: Pictures, vae: Any, shape: Shape, seed: int, device: str) -> None:
+        torch.manual_seed(seed)
+        channels, blocks = (shape.tiny,) * len(shape.vae), (1,) * len(shape.vae)
+        self.model = AutoencoderTiny(
+            encoder_block_out_channels=channels,
+            decoder_block_out_channels=channels,
+            num_encoder_blocks=blocks,
+            num_decoder_blocks=blocks,
+            latent_channels=shape.latent,
+        )
+        self._vae = vae.to(device).eval().requires_grad_(False)
+        self._sampler, self._device = Sampler(pictures, seed, composed=COMPOSED), device
+
+    def loss(self, step: int, size: int) -> torch.Tensor:
+        """Of the decoder against the true pictures, of the encoder against the full VAE's latents."""
+        pixels = on_white(self._sampler.batch(step, size).pixels, self._device)
+        with torch.no_grad():
+            latents = self._vae.encode(pixels).latent_dist.mode() * self._vae.config.scaling_factor
+        decoded = self.model.decode(latents).sample
+        return picture_loss(decoded, pixels) + functional.l1_loss(self.model.encode(pixels).latents, latents)
+
+
+def picture_loss(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Absolute and squared error, and that of the differences between neighbours, which keeps edges sharp."""
+    edges = sum(functional.l1_loss(torch.diff(found, dim=axis), torch.diff(expected, dim=axis)) for axis in (-1, -2))
+    return functional.l1_loss(found, expected) + functional.mse_loss(found, expected) + edges
+
+
+def finished_vae(task: VaeTask, pictures: Pictures) -> Any:
+    """The model with its latents' scale, measured on the first pictures, in its config."""
+    model = task.model.cpu().eval()
+    with torch.no_grad():
+        latents = model.encode(on_white(pictures.pixels[:MEASURED], "cpu")).latent_dist.mode()
+    model.register_to_config(scaling_factor=float(1 / latents.std()))
+    return model
