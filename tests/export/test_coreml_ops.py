@@ -156,6 +156,14 @@ CASES: dict[str, tuple[tuple[int, ...], Nodes, dict[str, np.ndarray]]] = {
         {"scales": np.float32([1, 1, 2, 3])},
     ),
     "padding": ((1, 3, 4, 5), [("Pad", ["x", "pads"], "y", {})], {"pads": ints(0, 0, 0, 1, 0, 0, 2, 3)}),
+    "pools": (
+        (2, 3, 9, 8),
+        [
+            ("MaxPool", ["x"], "m", {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}),
+            ("GlobalAveragePool", ["m"], "y", {}),
+        ],
+        {},
+    ),
     "clip": ((3, 8), [("Clip", ["x", "low"], "y", {})], {"low": np.float32(0.25)}),
 }
 
@@ -196,6 +204,7 @@ def test_each_operator_computes_what_onnxruntime_does(case: str, tmp_path: Path)
         ([("Hardmax", ["x"], "y", {})], {}, "the operator Hardmax can't be written for Core ML; known: Add, ArgMax"),
         ([("Pad", ["x", "p"], "y", {"mode": "reflect"})], {"p": ints(0, 1, 0, 1)}, "padding with anything but zeros"),
         ([("Gemm", ["x", "w"], "y", {"alpha": 0.5})], {"w": normal(4, 4)}, "a Gemm with factors"),
+        ([("MaxPool", ["x"], "y", {"kernel_shape": [2], "ceil_mode": 1})], {}, "cut windows"),
         (
             [("Slice", ["x", "s", "e", "a", "k"], "y", {})],
             {"s": ints(3), "e": ints(0), "a": ints(1), "k": ints(-1)},

@@ -19,6 +19,8 @@ from pocketdiffusion.backends import SessionOptions  # noqa: E402
 from pocketdiffusion.timing import Timings  # noqa: E402
 from pocketdiffusion.verify import verify  # noqa: E402
 from pocketdiffusion_export.errors import ExportError  # noqa: E402
+from pocketdiffusion_export.export import export  # noqa: E402
+from pocketdiffusion_export.plan import make_plan  # noqa: E402
 from pocketdiffusion_export.source import load  # noqa: E402
 
 from . import family_sources as sources  # noqa: E402
@@ -89,6 +91,14 @@ def test_the_best_of_many_is_the_one_with_the_highest_score(ours: dict[str, Pipe
     assert every.scores is not None and every.scores == tuple(sorted(every.scores, reverse=True))
     assert len(set(every.scores)) == 6, "the test shows nothing"
     assert best.seeds == every.seeds[:1] and best.scores == every.scores[:1]
+
+
+def test_both_graphs_can_be_written_for_core_ml(twins: Any, tmp_path: Path) -> None:
+    pytest.importorskip("coremltools")
+    plan = make_plan(twins.folder / "source", tmp_path / "bundle", target="coreml", recipe="fp32", size="32x32")
+    (made,) = export(plan, lambda line: None).bundles
+    assert {"JudgeImage.mlpackage", "JudgeText.mlpackage"} < {path.name for path in (tmp_path / "bundle").iterdir()}
+    assert {"judge_text", "judge_image"} < made.manifest.components.keys()
 
 
 def test_parts_of_two_judges_are_refused(tmp_path: Path, preset: Path) -> None:

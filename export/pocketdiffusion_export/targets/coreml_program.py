@@ -179,6 +179,12 @@ def _pad(v: Values) -> Any:
     return functional.pad(v["x"], [size for pair in reversed(pairs) for size in pair], value=float(v["constant_val"]))
 
 
+def _max_pool(v: Values) -> Any:
+    pad = _numbers(v["pad"])
+    x = functional.pad(v["x"], [*pad[2:], *pad[:2]], value=-torch.inf)
+    return functional.max_pool2d(x, _numbers(v["kernel_sizes"]), _numbers(v["strides"]))
+
+
 def _upsample(v: Values) -> Any:
     height, width = int(v["scale_factor_height"]), int(v["scale_factor_width"])
     return v["x"].repeat_interleave(height, -2).repeat_interleave(width, -1)
@@ -224,6 +230,7 @@ OPERATIONS: Mapping[str, Callable[[Values], Any]] = {
     "layer_norm": _layer_norm,
     "linear": lambda v: functional.linear(v["x"], v["weight"], v.get("bias")),
     "matmul": _matmul,
+    "max_pool": _max_pool,
     "maximum": lambda v: torch.maximum(v["x"], torch.as_tensor(v["y"])),
     "minimum": lambda v: torch.minimum(v["x"], torch.as_tensor(v["y"])),
     "mul": lambda v: v["x"] * v["y"],
@@ -231,6 +238,7 @@ OPERATIONS: Mapping[str, Callable[[Values], Any]] = {
     "pow": lambda v: v["x"] ** v["y"],
     "real_div": lambda v: v["x"] / v["y"],
     "reduce_argmax": _reduce_argmax,
+    "reduce_mean": lambda v: v["x"].mean(_numbers(v["axes"]), keepdim=bool(v["keep_dims"])),
     "reduce_l2_norm": lambda v: torch.linalg.vector_norm(v["x"], dim=_numbers(v["axes"]), keepdim=bool(v["keep_dims"])),
     "relu": lambda v: torch.relu(v["x"]),
     "reshape": lambda v: v["x"].reshape(_numbers(v["shape"])),
