@@ -37,6 +37,13 @@ def test_twice_the_same_command_gives_the_same_bytes(run: Run, tmp_path: Path) -
     assert (tmp_path / "a.webp").read_bytes() == (tmp_path / "b.webp").read_bytes()
 
 
+def test_the_best_of_several_is_the_one_with_the_highest_score(run: Run) -> None:
+    words = ("generate", "a red heart", "--seed", "0", "--steps", "4", "-n", "4", "--json")
+    every, best = (json.loads(run(*words, "--best", count).stdout) for count in ("4", "1"))
+    assert every["scores"] == sorted(every["scores"], reverse=True) and len(set(every["scores"])) == 4
+    assert len(best["images"]) == 1 and best["images"][0]["seed"] == every["images"][0]["seed"]
+
+
 def test_engines_agree_within_45_db(run: Run, tmp_path: Path) -> None:
     devices = {f"{info.backend}:{info.device}" for info in available()} & {"onnxruntime:cpu", "openvino:cpu"}
     if len(devices) < 2:
