@@ -47,7 +47,7 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sampler", type=words, default=[None], help="e.g. 'euler,dpm++ 2m'")
     group.add_argument("--guidance", type=listed(_number), default=[None], metavar="SCALE")
     group.add_argument("--preset", type=listed(preset), default=[None], help=", ".join(PRESETS))
-    group.add_argument("--residency", type=words, default=[None], help="keep, release")
+    group.add_argument("--residency", type=words, default=[None], help="keep, release, stream")
     group.add_argument("--memory-limit", type=listed(amount), default=[None], metavar="SIZE", help="e.g. 1GB,500MB")
     group.add_argument("--prompt", default=PROMPT)
     group.add_argument("--seed", type=int, default=0)

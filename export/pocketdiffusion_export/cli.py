@@ -6,6 +6,8 @@ import argparse
 import importlib.util
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pocketdiffusion.cli.command import Command
@@ -18,22 +20,30 @@ from pocketdiffusion_export.targets import TARGETS
 if TYPE_CHECKING:
     from pocketdiffusion_export.export import Made, Summary
 
+USUAL = {"target": "onnx", "recipe": "fp32", "size": DYNAMIC, "batch": None, "preset": None, "accept_error": False}
+"""What the options of an export from torch are when they are not given."""
 REQUIRED = ("torch", "diffusers", "transformers", "onnx")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("source", metavar="SOURCE", help="Diffusers folder, .safetensors checkpoint, or random:NAME")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="Diffusers folder, .safetensors checkpoint, random:NAME, or with --part-size a bundle",
+    )
     parser.add_argument("destination", metavar="DEST", help="bundle to write; a bundle that is there is replaced")
     parser.add_argument(
         "--target",
-        default="onnx",
+        default=USUAL["target"],
         help=f"graph format: {', '.join(TARGETS)} (default: onnx); several with commas give DEST/onnx, DEST/openvino …",
     )
-    parser.add_argument("--recipe", default="fp32", help=f"storage of weights: {', '.join(RECIPES)} (default: fp32)")
+    parser.add_argument(
+        "--recipe", default=USUAL["recipe"], help=f"storage of weights: {', '.join(RECIPES)} (default: fp32)"
+    )
     parser.add_argument(
         "--size",
-        default=DYNAMIC,
+        default=USUAL["size"],
         metavar="WIDTHxHEIGHT",
         help="fix the graphs to an image size, or with commas to several, which share their weights and of which the "
         f"first is the default; prompts may still differ in number and length (default: {DYNAMIC})",
@@ -50,6 +60,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also write the VAE's decoder in pieces, for `generate --vae-bands`: decoding in little memory, exactly",
     )
+    parser.add_argument(
+        "--part-size",
+        type=int,
+        metavar="MB",
+        help="also cut components with more weights into parts of at most MB megabytes, which read the same weights, "
+        "for generate --residency stream: less memory, slower steps. A bundle as SOURCE is copied, and the copy cut",
+    )
     parser.add_argument("--preset", help="TOML file with name, licence and numbers; see models/README.md")
     parser.add_argument(
         "--accept-error", action="store_true", help="write the bundle although a figure is under its threshold"
@@ -58,6 +75,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export; progress and summary on stderr, the bundle's path on stdout. Raises PocketDiffusionError."""
+    start = time.perf_counter()
+
+    def say(line: str) -> None:
+        print(f"[{time.perf_counter() - start:6.1f} s] {line}", file=sys.stderr, flush=True)
+
+    if (Path(args.source) / "manifest.json").is_file():
+        return _cut(args, say)
     plan = make_plan(
         args.source,
         args.destination,
@@ -65,25 +89,43 @@ def run(args: argparse.Namespace) -> int:
         recipe=args.recipe,
         size=args.size,
         batch=args.batch,
+        part_size=args.part_size,
         preset=args.preset,
         accept_error=args.accept_error,
         banded_vae=args.banded_vae,
     )
-    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ExportError(f"export needs {', '.join(missing)}; install: pip install 'pocketdiffusion[export,cpu]'")
+    _require_libraries()
     from pocketdiffusion_export.export import export
-
-    start = time.perf_counter()
-
-    def say(line: str) -> None:
-        print(f"[{time.perf_counter() - start:6.1f} s] {line}", file=sys.stderr, flush=True)
 
     summary = export(plan, say)
     _print_summary(summary)
     for made in summary.bundles:
         print(made.destination)
     return 0
+
+
+def _cut(args: argparse.Namespace, say: Callable[[str], None]) -> int:
+    """A copy of a bundle, with parts."""
+    needless = [f"--{name.replace('_', '-')}" for name, usual in USUAL.items() if getattr(args, name) != usual]
+    if args.part_size is None or needless:
+        given = f", and {', '.join(needless)} was given" if needless else ""
+        raise ExportError(
+            f"{args.source} is a bundle, which can be cut into parts and no more{given}; give --part-size MB alone, or "
+            "a bundle's source"
+        )
+    _require_libraries()
+    from pocketdiffusion_export.parts import cut_bundle
+
+    for note in cut_bundle(Path(args.source), Path(args.destination), args.part_size, say):
+        print(f"{args.destination}: {note}", file=sys.stderr)
+    print(args.destination)
+    return 0
+
+
+def _require_libraries() -> None:
+    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"export needs {', '.join(missing)}; install: pip install 'pocketdiffusion[export,cpu]'")
 
 
 COMMAND = Command("export", "turn a torch model into a verified bundle", configure, run)

@@ -40,6 +40,7 @@ from pocketdiffusion_export.component import ComponentSpec, Feeds
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.families import FAMILIES
 from pocketdiffusion_export.families.base import Family
+from pocketdiffusion_export.parts import cut_component
 from pocketdiffusion_export.plan import ExportPlan
 from pocketdiffusion_export.quant import QUANTIZERS
 from pocketdiffusion_export.registry import lookup
@@ -268,6 +269,12 @@ class _Work:
             draft.entries[name] = replace(entry, min_sqnr_db=read_back.floor(recipe.weights, floor))
         else:
             draft.entries[name] = replace(entry, sqnr_db=round(worst, 2), min_sqnr_db=floor)
+        if self.plan.part_bytes is not None:
+            self.say(f"cutting {name} ({draft.target.format})")
+            samples = {f"{name}/{g.file(native)}": g.calls(read_back.ENGINE)[0] for g in graphs}
+            cut = cut_component(draft.folder, draft.entries[name], self.plan.part_bytes, samples, engines)
+            draft.entries[name], notes = cut
+            draft.notes += notes
 
         if self.plan.bands and name == DECODER:
             self.say(f"cutting {name} for bands, and comparing them with the whole")

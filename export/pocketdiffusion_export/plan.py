@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.quant import RECIPES, Recipe
-from pocketdiffusion_export.targets import TARGETS, check_bands, check_targets
+from pocketdiffusion_export.targets import CUTTERS, TARGETS, check_bands, check_targets
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -85,6 +85,8 @@ class ExportPlan:
     """Graphs take these sizes (width, height) and no others, the first of which is the one in `numbers`; () is any."""
     bands: bool = False
     """The VAE's decoder is also cut into pieces that run over bands of a picture."""
+    part_bytes: int | None = None
+    """Components with more weights are also cut into parts of at most so many bytes; None cuts nothing."""
     batch: int | None = None
     """With sizes: rows that the denoiser's graphs take, while all other graphs take one, and prompts one length; None
     leaves batch and text length free."""
@@ -109,15 +111,16 @@ def make_plan(
     recipe: str = "fp32",
     size: str = DYNAMIC,
     batch: int | None = None,
+    part_size: int | None = None,
     preset: str | Path | None = None,
     accept_error: bool = False,
     banded_vae: bool = False,
 ) -> ExportPlan:
     """A checked plan. `target` is one name or several with commas between them, `size` "dynamic" or one or several
-    of "WIDTHxHEIGHT".
+    of "WIDTHxHEIGHT", `part_size` in megabytes.
 
     Raises ExportError for an unknown target or recipe, a size that is none, a batch that can't be fixed, bands of a
-    target or recipe that can't have them, and a preset that can't be used.
+    target or recipe that can't have them, targets that can't be cut into parts, and a preset that can't be used.
     """
     targets = tuple(dict.fromkeys(name.strip() for name in target.split(",")))
     for name in targets:
@@ -138,6 +141,7 @@ def make_plan(
         recipe=RECIPES[recipe],
         accept_error=accept_error,
         bands=banded_vae,
+        part_bytes=None if part_size is None else part_bytes(part_size, targets),
         **{"name": destination.name, "source_name": Path(source).name, **given},
     )
     if banded_vae:
@@ -153,6 +157,16 @@ def make_plan(
     width, height = sizes[0]
     check_targets(targets, plan.recipe, len(sizes))
     return replace(plan, sizes=sizes, batch=batch, numbers=replace(plan.numbers, width=width, height=height))
+
+
+def part_bytes(megabytes: int, targets: Iterable[str]) -> int:
+    """Bytes of a part. Raises ExportError for a size that is none, and for graph formats that can't be cut."""
+    if megabytes < 1:
+        raise ExportError(f"part size {megabytes} is none; give megabytes of weights, for example 64")
+    for target in targets:
+        if target not in CUTTERS:
+            raise ExportError(f"{target} graphs can't be cut into parts; that is possible for {', '.join(CUTTERS)}")
+    return megabytes * 1_000_000
 
 
 def _parse_size(text: str) -> tuple[int, int]:

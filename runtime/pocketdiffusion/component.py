@@ -24,8 +24,9 @@ from pocketdiffusion.timing import TimedSpan, Timings
 UNUSED = ("return_dict",)
 """Inputs that old exporters left in their graphs and that change nothing; they are fed zeros."""
 
-Residency = Literal["keep", "release"]
-"""After `Component.use`: "keep" the graph in memory for the next call, or "release" it."""
+Residency = Literal["keep", "release", "stream"]
+"""After `Component.use`: "keep" the graph in memory for the next call, or "release" it. "stream" releases it too, and
+means graphs of which only a part is in memory at a time: see `backends.streaming`."""
 
 
 class Component:
@@ -112,10 +113,10 @@ class Component:
     def open_ahead(self) -> None:
         """Start to open the graph in a thread and return at once. An error is raised by the first use.
 
-        Does nothing when the residency is "release": graphs opened before their turn would be in memory together. Nor
+        Does nothing unless the residency is "keep": graphs opened before their turn would be in memory together. Nor
         does it before `expect` where that is of use.
         """
-        if self.residency == "release" or (self._fixes and self._shapes is None):
+        if self.residency != "keep" or (self._fixes and self._shapes is None):
             return
         future, new = self._future()
         if new:
@@ -171,7 +172,7 @@ class Component:
 
     @contextmanager
     def use(self) -> Iterator[Component]:
-        """Scope of use: when the last one ends, the graph is closed if the residency is "release"."""
+        """Scope of use: when the last one ends, the graph is closed unless the residency is "keep"."""
         with self._lock:
             self._users += 1
         try:
@@ -180,7 +181,7 @@ class Component:
             with self._lock:
                 self._users -= 1
                 last = self._users == 0
-            if last and self.residency == "release":
+            if last and self.residency != "keep":
                 self.close()
 
     def close(self) -> None:

@@ -9,6 +9,8 @@ from typing import get_args
 from pocketdiffusion.backends import Choice, choose, load, parse_devices, role_value
 from pocketdiffusion.backends.base import SessionOptions, Weights
 from pocketdiffusion.backends.probe import Trial, probe
+from pocketdiffusion.backends.roles import role_of
+from pocketdiffusion.backends.streaming import StreamingBackend
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.integrity import Records, marks
 from pocketdiffusion.bundle.manifest import ComponentEntry
@@ -47,6 +49,8 @@ def open_components(
     ):
         if value not in allowed:
             raise InvalidRequest(field, f"{field} is {value!r}; choose one of: {', '.join(allowed)}")
+    if residency == "stream":
+        _require_parts(bundle)
     for name, choice in choices.items():
         if choice.backend == "openvino" and bundle.manifest.components[name].format == "onnx":
             _refuse_linked_weights(bundle, name)
@@ -63,7 +67,7 @@ def open_components(
 
 
 def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOptions, residency: Residency) -> Component:
-    entry, backend = bundle.manifest.components[name], load(choice.backend)
+    entry, engine = bundle.manifest.components[name], load(choice.backend)
     options = replace(
         options, precision=choice.precision or options.precision, weights=choice.weights or options.weights
     )
@@ -75,6 +79,8 @@ def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOption
         sizes: Mapping[tuple[int, int], Component] | None = None,
         bands: Sequence[Component] = (),
     ) -> Component:
+        streamed = residency == "stream" and graph.parts
+        backend = StreamingBackend(engine, bundle.path, graph) if streamed else engine
         return Component(
             name,
             bundle.path / graph.graph,
@@ -92,6 +98,17 @@ def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOption
     passing = replace(options, passing=True)
     bands = [make(piece, "release", passing) for piece in entry.pieces]
     return make(replace(first, bands=entry.bands), sizes=sizes, bands=bands)
+
+
+def _require_parts(bundle: Bundle) -> None:
+    """Raise InvalidRequest where there is no denoiser in parts; other components are small, and may be whole."""
+    entries = bundle.manifest.components
+    if not any(entry.parts for name, entry in entries.items() if role_of(name) == "denoiser"):
+        raise InvalidRequest(
+            "residency",
+            f"residency is 'stream', but {bundle.manifest.name} has no denoiser in parts; export it with "
+            "--part-size 64, or choose release",
+        )
 
 
 def _refuse_linked_weights(bundle: Bundle, name: str) -> None:

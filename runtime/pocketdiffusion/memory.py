@@ -15,6 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+LARGE = 1 << 20
+"""Bytes from which a block is the system's own, and goes back to it as soon as it is freed."""
+_MMAP_THRESHOLD = -3
+"""M_MMAP_THRESHOLD of malloc.h."""
 _STATUS = {name: re.compile(rf"^{name}:\s+(\d+) kB", re.MULTILINE) for name in ("VmHWM", "VmRSS", "RssAnon", "RssFile")}
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ (\S{4}) \S+ \S+ \S+ *(.*)$")
 _RSS = re.compile(r"^Rss:\s+(\d+) kB")
@@ -84,18 +88,30 @@ def reset_peak() -> bool:
 
 def trim() -> None:
     """Return freed memory to the system, where the C library is one that would keep it. Takes up to some ms."""
-    trimmer = _trimmer()
+    trimmer = _function("malloc_trim")
     if trimmer is not None:
         trimmer(0)
 
 
 @functools.cache
-def _trimmer() -> Callable[[int], int] | None:
-    """glibc's malloc_trim; None elsewhere."""
+def return_large_blocks() -> None:
+    """From now on and for the whole process, give large blocks back when they are freed.
+
+    By default glibc raises that threshold to the largest block that was freed, up to 32 MB: tensors then lie in heaps
+    that no longer shrink.
+    """
+    setter = _function("mallopt")
+    if setter is not None:
+        setter(_MMAP_THRESHOLD, LARGE)
+
+
+@functools.cache
+def _function(name: str) -> Callable[..., int] | None:
+    """One of glibc's; None elsewhere."""
     if sys.platform != "linux":
         return None
     try:
-        trimmer: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):  # another C library
         return None
-    return trimmer
+    return function

@@ -97,7 +97,9 @@ class Pipeline:
         the int8 or float16 weights of graphs that compute in float32 as they are stored: less memory, somewhat slower
         runs. `cache` False neither uses nor fills the folder of compiled graphs. `residency`
         "keep" leaves graphs open between calls; "release" closes each when its stage is over, so that the peak is the
-        largest stage and not their sum. `variant` chooses among another exporter's graphs: "fp16" takes
+        largest stage and not their sum; "stream" also holds only a part of the denoiser, and of what else the bundle
+        has in parts, in memory at a time, and opens each part in each step. `variant` chooses among another exporter's
+        graphs: "fp16" takes
         ``model_fp16.onnx``. `safety_checker` None switches the bundle's own off, as in Diffusers. `vae_tile` bounds the
         VAE's memory: larger pictures than that many pixels squared are decoded and encoded in overlapping tiles of no
         more, which are blended. They differ a little from pictures made in one piece; without it, tiles are used only

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pocketdiffusion.backends import cache as engine_cache
 from pocketdiffusion.backends.cache import LIMIT, EngineCache, limit_bytes, processor
 from pocketdiffusion.cli import main
 from pocketdiffusion.errors import InvalidRequest
@@ -39,6 +40,24 @@ def test_what_was_stored_is_found_with_its_facts(cache: EngineCache) -> None:
     assert [(entry.graph, entry.engine, entry.device) for entry in cache.entries()] == [
         ("unet/model.onnx", "e 1", "cpu")
     ]
+
+
+def test_an_entry_is_hashed_once_a_process_and_again_when_its_file_changed(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.store(KEY, FACTS, DATA)
+    hashed = list[int]()
+    digest = engine_cache._digest
+    monkeypatch.setattr(engine_cache, "_digest", lambda about, data: hashed.append(len(data)) or digest(about, data))
+    for _ in range(3):
+        assert cache.load(KEY) is not None
+    assert hashed == [len(DATA)]
+    path = only(cache)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))
+    assert cache.load(KEY) is None
+    assert hashed == [len(DATA)] * 2
 
 
 @pytest.mark.parametrize("name", KEY)

@@ -122,6 +122,9 @@ def test_an_ir_that_reads_past_the_shared_weights_is_refused(folder: Path) -> No
 def test_the_weights_of_an_ir() -> None:
     assert weights_name("unet/openvino_model.xml") == "openvino_model.bin"
     assert weights_name("unet/openvino_model_768x512.xml") == "openvino_model.bin"
+    assert weights_name("unet/openvino_model_part12.xml") == "openvino_model.bin"
+    assert weights_name("unet/openvino_model_768x512_part1.xml") == "openvino_model.bin"
+    assert weights_name("openvino_model_part0.xml") == "openvino_model_part0.bin"
     assert weights_name("openvino_model_x512.xml") == "openvino_model_x512.bin"
 
 

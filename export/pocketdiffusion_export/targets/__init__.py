@@ -21,6 +21,13 @@ BAND_CUTTERS = {"onnx": "pocketdiffusion_export.targets.onnx_bands:cut_file"}
 """Graph format -> function (file) that writes the pieces of a decoder for bands beside it. Formats are named as their
 targets."""
 
+CUTTERS = {
+    "onnx": "pocketdiffusion_export.targets.onnx_parts:cut_file",
+    "openvino": "pocketdiffusion_export.targets.openvino_parts:cut_file",
+}
+"""Graph format -> function (file, bytes) that writes the parts of a graph beside it and returns them, () for none.
+Formats are named as their targets."""
+
 COREML_RECIPES = ("fp32", "fp16", "int8", "palette4", "palette6")
 """What Core ML's own forms of weights cover. Palettes are read by no other engine."""
 

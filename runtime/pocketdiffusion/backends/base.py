@@ -25,7 +25,8 @@ class SessionOptions:
     """The arithmetic asked for, of `PRECISIONS`. An engine that can't give it says so."""
     weights: Weights = "fast"
     """Of graphs with int8 or float16 weights and float32 arithmetic: "fast" turns weights into float32 once, at
-    opening; "compact" keeps them in memory as they are stored and does it in every run. The answers differ by rounding.
+    opening; "compact" keeps them in memory as they are stored and does it in every run, as `streaming` always has it.
+    The answers differ by rounding.
     """
     identity: str | None = None
     """What names the graph's exact contents. An engine may keep what it makes of the graph under it, for the next

@@ -41,6 +41,9 @@ _RULES = 1
 _PAGE = 4096
 """Bytes before the engine's own, which start on a page of memory."""
 _SUFFIX = ".engine"
+_WHOLE: dict[Path, list[int]] = {}
+"""Entries that this process found whole -> the marks of their files then. Parts of a graph are opened in every step: to
+hash them every time takes as long as to import them."""
 _Key = Mapping[str, Any]
 
 
@@ -100,12 +103,15 @@ class EngineCache:
             return None
         path = self._file(key)
         try:
-            mapped = _map(path)
-            found = _checked(mapped, key, path)
+            mapped, marks = _map(path)
+            found = _checked(mapped, key, path, hashed=_WHOLE.get(path) == marks)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         with suppress(OSError):
             os.utime(path)
+            used = _marks(os.stat(path))
+            if used[:2] == marks[:2]:  # the same file still
+                _WHOLE[path] = used
         return found
 
     def store(self, key: _Key, facts: Mapping[str, Any], data: bytes | memoryview) -> Path | None:
@@ -186,12 +192,12 @@ def _head(key: _Key, facts: Mapping[str, Any], data: bytes | memoryview) -> byte
     return line.ljust(_PAGE)
 
 
-def _checked(mapped: memoryview, key: _Key, path: Path) -> Found:
-    """Raises ValueError, KeyError or TypeError for what is not whole or not under this key."""
+def _checked(mapped: memoryview, key: _Key, path: Path, *, hashed: bool) -> Found:
+    """Raises ValueError, KeyError or TypeError for what is not whole (unless it was hashed) or not under this key."""
     head = json.loads(bytes(mapped[:_PAGE]))
     about, data = head["about"], mapped[_PAGE:]
     same = about["rules"] == _RULES and _json(about["key"]) == _json(key) and about["size"] == len(data)
-    if not same or _digest(about, data) != head["sha256"]:
+    if not same or (not hashed and _digest(about, data) != head["sha256"]):
         raise ValueError("not this entry, or damaged")
     return Found(about["facts"], data, path)
 
@@ -206,8 +212,8 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
 
 
-def _map(path: Path) -> memoryview:
-    """A file's bytes. Raises OSError for what is not this user's own regular file, ValueError for an empty one."""
+def _map(path: Path) -> tuple[memoryview, list[int]]:
+    """Bytes and marks of a file. Raises OSError unless it is this user's regular file, ValueError if empty."""
     flags = os.O_RDONLY
     for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
         flags |= getattr(os, name, 0)
@@ -216,9 +222,15 @@ def _map(path: Path) -> memoryview:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or not _own(found):
             raise OSError(f"{path} is not this user's own file")
-        return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))  # engines want it writable
+        mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)  # engines want it writable
+        return memoryview(mapped), _marks(found)
     finally:
         os.close(descriptor)
+
+
+def _marks(found: os.stat_result) -> list[int]:
+    """What shows that a file is still the same."""
+    return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def _private(folder: Path) -> bool:

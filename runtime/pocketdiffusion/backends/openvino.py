@@ -5,8 +5,8 @@ always set and what the compiled graph really uses is read back. ONNX graphs wit
 dequantized once, at load, as in the onnxruntime backend and at the same price. IR keeps its compressed weights, and so
 does ONNX that is opened compact, as far as the plugin can: the CPU's does for MatMul, and not for convolutions.
 
-A compiled graph is kept in `cache.EngineCache` where its contents are known and not larger than `MAX_KEPT`, because
-compiling takes three times as long as importing it.
+A compiled graph is kept in `cache.EngineCache` where its contents are known and not larger than `MAX_KEPT` (a part of a
+graph always is), because compiling takes three times as long as importing it.
 
 Limits: one request per session, so runs from several threads go one after another; inputs of unknown rank are refused.
 """
@@ -158,7 +158,7 @@ def _compiled(core: Any, graph: Path, device: str, options: SessionOptions, sett
     given, made = ([_name(graph, port) for port in ports] for ports in (model.inputs, model.outputs))
     facts: dict[str, Any] = {"inputs": given, "outputs": made, "integer": _quantizes_activations(model)}
     compiled = core.compile_model(model, device.upper(), settings)
-    if cache is not None and key is not None and _stored_bytes(graph) <= MAX_KEPT:
+    if cache is not None and key is not None and (options.passing or _stored_bytes(graph) <= MAX_KEPT):
         del model  # or there would be one more copy of the weights in memory
         return _Opened(compiled, **facts, kept=cache.store(key, facts, compiled.export_model().getbuffer()))
     return _Opened(compiled, **facts)

@@ -39,8 +39,12 @@ def parse_precisions(precisions: str | Mapping[str, str]) -> dict[str, str]:
 
 def role_value(values: Mapping[str, str], component: str) -> str:
     """What a component ("unet", "vae_decoder", "text_encoder_2") gets of what `parse_devices` and its like returned."""
-    role = "text_encoder" if component.startswith("text_encoder") else ALIASES.get(component, component)
-    return values.get(role, values[DEFAULT])
+    return values.get(role_of(component), values[DEFAULT])
+
+
+def role_of(component: str) -> str:
+    """What a component is for: text_encoder, denoiser, vae, or its own name."""
+    return "text_encoder" if component.startswith("text_encoder") else ALIASES.get(component, component)
 
 
 def _parse(given: str | Mapping[str, str], what: str, usual: str) -> dict[str, str]:

@@ -38,7 +38,7 @@ _TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 def check_content(root: Path, manifest: Manifest) -> None:
     """Look into every file. `root` must be real. Raises BundleCorrupt, BundleUnsafe."""
     sizes = {entry.path: entry.size for entry in manifest.files}
-    entries = [(n, each) for n, entry in manifest.components.items() for each in (*entry.graphs, *entry.pieces)]
+    entries = [(name, graph) for name, entry in manifest.components.items() for graph in entry.files]
     graphs = {entry.graph: entry for _, entry in entries}
     raw: set[str] = set()
     for path in sorted(sizes, key=lambda path: not (path.endswith(_STRUCTURED) or path in graphs)):

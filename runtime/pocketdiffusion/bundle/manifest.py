@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pocketdiffusion.tensors import TensorSpec
 
 FORMAT_VERSION = 3
-"""The newest that is read. A bundle says the oldest that has all of it: 3 with graphs for bands, 2 with graphs for
-several sizes, 1 without."""
+"""The newest that is read. A bundle says the oldest that has all of it: 3 with graphs in parts or for bands, 2 with
+graphs for several sizes, 1 without any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,21 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class GraphPart:
+    """A part of a graph, which reads the weights of the whole. Run one after another the parts compute the whole.
+
+    An input is one of the whole graph, or an output of an earlier part under the same name.
+    """
+
+    graph: str
+    """Path, as in `ComponentEntry`."""
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    weight_bytes: int
+    """Stored weights that it reads."""
+
+
+@dataclass(frozen=True, slots=True)
 class SizedGraph:
     """A component's graph for a further image size. It reads the weights of the component's first graph."""
 
@@ -37,6 +52,8 @@ class SizedGraph:
     """Path, as in `ComponentEntry`."""
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    parts: tuple[GraphPart, ...] = ()
+    """As in `ComponentEntry`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +95,23 @@ class ComponentEntry:
     tensors are about. The export stage checked these too; `verify` only hashes them."""
     bands: tuple[BandGraph, ...] = ()
     """The same once more in pieces, in the order of use, for less memory: see `pocketdiffusion.bands`."""
+    parts: tuple[GraphPart, ...] = ()
+    """The same graph once more, in parts of which one at a time can be in memory; () where it was not cut."""
 
     @property
     def graphs(self) -> tuple[ComponentEntry, ...]:
         """An entry for each graph, the native size's first, as if it were the only one."""
         first = replace(self, sizes=(), bands=())
-        return first, *(replace(first, graph=s.graph, inputs=s.inputs, outputs=s.outputs) for s in self.sizes)
+        others = (replace(first, graph=s.graph, inputs=s.inputs, outputs=s.outputs, parts=s.parts) for s in self.sizes)
+        return first, *others
+
+    @property
+    def files(self) -> tuple[ComponentEntry, ...]:
+        """An entry for each graph and each part or piece of one, as if it were the only one."""
+        whole = [replace(graph, parts=()) for graph in self.graphs]
+        parts = [part for graph in self.graphs for part in graph.parts]
+        made = (replace(whole[0], graph=p.graph, inputs=p.inputs, outputs=p.outputs) for p in parts)
+        return *whole, *made, *self.pieces
 
     @property
     def pieces(self) -> tuple[ComponentEntry, ...]:
@@ -169,6 +197,7 @@ class Manifest:
 
 def version_needed(components: Mapping[str, ComponentEntry]) -> int:
     """The oldest format that can hold these components."""
-    if any(component.bands for component in components.values()):
+    graphs = [graph for component in components.values() for graph in (component, *component.graphs)]
+    if any(graph.parts or graph.bands for graph in graphs):
         return 3
     return 2 if any(component.sizes for component in components.values()) else 1

@@ -24,6 +24,7 @@ from pocketdiffusion.bundle.manifest import (
     ComponentEntry,
     FileEntry,
     GoldenImage,
+    GraphPart,
     Manifest,
     Numbers,
     SizedGraph,
@@ -56,6 +57,7 @@ _RANGES: Mapping[tuple[type, str], tuple[float, float]] = {
     (ComponentEntry, "min_sqnr_db"): _DECIBEL,
     (BandGraph, "halo"): (0, 64),
     (BandGraph, "scale"): (1, 256),
+    (GraphPart, "weight_bytes"): (0, 1 << 45),
     (SizedGraph, "width"): (1, 16384),
     (SizedGraph, "height"): (1, 16384),
     (Numbers, "width"): (1, 16384),
@@ -77,7 +79,12 @@ _RANGES: Mapping[tuple[type, str], tuple[float, float]] = {
     (TensorSpec, "shape"): (1, (1 << 31) - 1),
     (Manifest, "format_version"): (1, FORMAT_VERSION),
 }
-_ADDED: Mapping[tuple[type, str], Any] = {(ComponentEntry, "sizes"): (), (ComponentEntry, "bands"): ()}
+_ADDED: Mapping[tuple[type, str], Any] = {
+    (ComponentEntry, "sizes"): (),
+    (ComponentEntry, "parts"): (),
+    (ComponentEntry, "bands"): (),
+    (SizedGraph, "parts"): (),
+}
 """Keys that a later format added, which are left out where they hold this value: older readers refuse what is new."""
 _PATTERNS: Mapping[tuple[type, str], tuple[re.Pattern[str], str]] = {
     (FileEntry, "sha256"): (_SHA256, "64 lower-case hexadecimal digits"),
@@ -276,6 +283,8 @@ def _check_whole(manifest: Manifest, file: str | Path) -> None:
             raise BundleCorrupt(file, f"graph {short(component.graph)} of {name} is not among its files")
         _check_sizes(name, component, manifest.numbers, known, file)
         _check_bands(name, component, known, file)
+        for graph in component.graphs:
+            _check_parts(graph, known, file)
     golden = [manifest.golden, manifest.golden_image and manifest.golden_image.file]
     for path in golden:
         if path is not None and path not in known:
@@ -316,6 +325,19 @@ def _check_bands(name: str, component: ComponentEntry, known: Set[str], file: st
         there |= band.outputs.keys()
     if component.bands and (missing := component.outputs.keys() - there):
         raise BundleCorrupt(file, f"the pieces of {name} do not make {short(min(missing))}")
+
+
+def _check_parts(whole: ComponentEntry, known: Set[str], file: str | Path) -> None:
+    """Parts: in listed files, each fed by the whole's inputs and earlier parts, together making the whole's outputs."""
+    ready = dict(whole.inputs)
+    for part in whole.parts:
+        if part.graph not in known:
+            raise BundleCorrupt(file, f"graph {short(part.graph)} is not among its files")
+        if missing := part.inputs.keys() - ready.keys():
+            raise BundleCorrupt(file, f"{part.graph} needs {short(min(missing))}, which no part before it makes")
+        ready |= part.outputs
+    if whole.parts and (missing := whole.outputs.keys() - ready.keys()):
+        raise BundleCorrupt(file, f"no part of {whole.graph} makes {short(min(missing))}")
 
 
 def _check_numbers(numbers: Numbers, file: str | Path) -> None:

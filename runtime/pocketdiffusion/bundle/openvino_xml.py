@@ -27,7 +27,7 @@ _DTYPES |= {
     f"{kind}{bits}": f"{name}{bits}" for kind, name in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)
 }
 _PRECISIONS = {"FP16": "f16", "FP32": "f32", "FP64": "f64", "BOOL": "boolean"}
-_SIZE = re.compile(r"_[1-9]\d*x[1-9]\d*$")
+_SHARING = re.compile(r"(_[1-9]\d*x[1-9]\d*)?(_part[1-9]\d*)?$")
 _LAYER = ["net", "layers", "layer"]
 _EDGE = ["net", "edges", "edge"]
 
@@ -57,9 +57,10 @@ def read_ir(data: bytes | mmap, file: str) -> IrFacts:
 def weights_name(file: str) -> str:
     """The name of the weights file that stands beside an IR's .xml file.
 
-    Graphs for further image sizes, `openvino_model_768x768.xml`, read that of the first: `openvino_model.bin`.
+    Graphs for further image sizes and parts of graphs, `openvino_model_768x768_part2.xml`, read that of the first:
+    `openvino_model.bin`.
     """
-    return _SIZE.sub("", posixpath.basename(file).removesuffix(".xml")) + ".bin"
+    return _SHARING.sub("", posixpath.basename(file).removesuffix(".xml")) + ".bin"
 
 
 def port_name(names: list[str]) -> str:

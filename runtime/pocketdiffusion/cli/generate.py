@@ -125,9 +125,10 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-cache", action="store_true", help="neither use nor keep compiled graphs on disk")
     group.add_argument(
         "--residency",
-        choices=("keep", "release"),
+        choices=("keep", "release", "stream"),
         default="keep",
-        help="release: close each graph after its stage, for less memory",
+        help="release: close each graph after its stage, for less memory; stream: also hold only a part of a large "
+        "graph at a time, for models larger than the memory (needs a bundle with parts)",
     )
     group.add_argument(
         "--vae-tile",

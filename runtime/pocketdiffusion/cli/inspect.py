@@ -12,7 +12,7 @@ from pocketdiffusion.cli.command import Command
 from pocketdiffusion.cli.table import table
 
 if TYPE_CHECKING:
-    from pocketdiffusion.bundle.manifest import Manifest
+    from pocketdiffusion.bundle.manifest import ComponentEntry, Manifest
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -69,6 +69,7 @@ def _bundle(subject: str, variant: str | None, *, as_json: bool) -> int:
         ("defaults", f"{numbers.default_steps} steps, guidance {numbers.default_guidance:g}"),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
     ]
+    facts += [("parts", _parts(name, entry)) for name, entry in manifest.components.items() if entry.parts]
     facts += [("note", note) for note in bundle.notes]
     print(table(("", ""), facts).lstrip())
     rows = [
@@ -90,6 +91,11 @@ def _sizes(manifest: Manifest) -> list[str]:
     further = [(sized.width, sized.height) for entry in manifest.components.values() for sized in entry.sizes]
     numbers = manifest.numbers
     return [f"{width}x{height}" for width, height in dict.fromkeys([(numbers.width, numbers.height), *further])]
+
+
+def _parts(name: str, entry: ComponentEntry) -> str:
+    largest = max(part.weight_bytes for part in entry.parts)
+    return f"{name}: {len(entry.parts)} of at most {largest / 1e6:.1f} MB of weights, for --residency stream"
 
 
 def _names(tensors: object) -> str:

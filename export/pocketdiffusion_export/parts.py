@@ -1,0 +1,125 @@
+"""Graphs cut into parts that read the same weights, and the proof that the parts compute what the whole does.
+
+Parts are graphs beside the whole one, of some hundred KB together; see `pocketdiffusion.backends.streaming` for what
+runs them. They can be made while a model is exported, or later from a bundle.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from pocketdiffusion import backends
+from pocketdiffusion.backends.base import SessionOptions
+from pocketdiffusion.backends.streaming import StreamingBackend
+from pocketdiffusion.bundle import Bundle, file_entries, write_manifest
+from pocketdiffusion.bundle.manifest import ComponentEntry, GraphPart, version_needed
+from pocketdiffusion.tensors import AnyArray
+from pocketdiffusion_export import verify
+from pocketdiffusion_export.component import Feeds
+from pocketdiffusion_export.errors import ExportError
+from pocketdiffusion_export.plan import part_bytes
+from pocketdiffusion_export.registry import lookup
+from pocketdiffusion_export.targets import CUTTERS
+from pocketdiffusion_export.write import assembled
+
+MIN_DB = 40.0
+"""SQNR that the parts must keep against the whole: engines round in other places where layers are cut apart, which can
+move a quantized activation by a step."""
+MB = 1_000_000
+
+Say = Callable[[str], None]
+
+
+def cut_component(
+    folder: Path,
+    entry: ComponentEntry,
+    limit: int,
+    samples: Mapping[str, Sequence[Feeds]],
+    engines: Sequence[str],
+) -> tuple[ComponentEntry, tuple[str, ...]]:
+    """A component's entry with parts of at most `limit` bytes, and what was found, for people.
+
+    `folder` is the bundle, `samples` are inputs by graph file. A component of smaller weights stays whole. Raises
+    ExportError where parts compute something else than the whole.
+    """
+    notes, parts = [], dict[str, tuple[GraphPart, ...]]()
+    for graph in entry.graphs:
+        parts[graph.graph] = lookup(CUTTERS, "format to cut", entry.format)(folder / graph.graph, limit)
+        if made := parts[graph.graph]:
+            nearest = {engine: _sqnr(folder, replace(graph, parts=made), engine, samples) for engine in engines}
+            figures = ", ".join(f"{db:.0f} dB SQNR on {engine}" for engine, db in nearest.items())
+            if min(nearest.values()) < MIN_DB:
+                raise ExportError(f"the parts of {graph.graph} differ from the whole: {figures}; export it uncut")
+            largest = max(part.weight_bytes for part in made) / MB
+            notes.append(
+                f"{graph.graph} once more in {len(made)} parts of at most {largest:.0f} MB; equal to {figures}"
+            )
+    sizes = tuple(replace(sized, parts=parts[sized.graph]) for sized in entry.sizes)
+    return replace(entry, parts=parts[entry.graph], sizes=sizes), tuple(notes)
+
+
+def cut_bundle(source: Path, destination: Path, part_size: int, say: Say) -> tuple[str, ...]:
+    """Write a copy of a bundle with parts of at most `part_size` megabytes of weights. Returns what was found, for
+    people. Raises BundleError, ExportError; then nothing was written or replaced.
+    """
+    if destination.resolve() == source.resolve():
+        raise ExportError(f"the destination {destination} is the bundle that is cut; choose another folder")
+    say(f"checking {source}")
+    bundle = Bundle.open(source)
+    limit = part_bytes(part_size, {entry.format for entry in bundle.manifest.components.values()})
+    if not bundle.hashed:
+        raise ExportError(f"{source} is no bundle of pocketdiffusion; export its source with --part-size instead")
+    with assembled(destination) as folder:
+        old = {part.graph for entry in bundle.manifest.components.values() for g in entry.graphs for part in g.parts}
+        for file in bundle.manifest.files:
+            if file.path not in old:
+                (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(bundle.path / file.path, folder / file.path)
+        return _cut_copy(bundle, folder, limit, say)
+
+
+def _cut_copy(bundle: Bundle, folder: Path, limit: int, say: Say) -> tuple[str, ...]:
+    """Cut the graphs of a bundle that was copied to `folder`, and write its manifest."""
+    manifest, entries, notes = bundle.manifest, dict[str, ComponentEntry](), list[str]()
+    golden = {} if manifest.golden is None else load_file(folder / manifest.golden)
+    for name, entry in manifest.components.items():
+        say(f"cutting {name}")
+        samples = {graph.graph: [_sample(name, graph, golden)] for graph in entry.graphs}
+        entries[name], made = cut_component(folder, entry, limit, samples, verify.engines(entry.format))
+        notes += made
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else f"# {manifest.name}\n"
+    readme.write_text(text + "".join(f"\n{note}\n" for note in notes), encoding="utf-8", newline="\n")
+    version = version_needed(entries)
+    write_manifest(folder, replace(manifest, components=entries, files=file_entries(folder), format_version=version))
+    return tuple(notes)
+
+
+def _sample(name: str, graph: ComponentEntry, golden: Mapping[str, AnyArray]) -> Feeds:
+    """The golden inputs of a component, in the lengths that a graph is fixed to."""
+    feeds = {}
+    for key, spec in graph.inputs.items():
+        given = golden.get(f"{name}/in/{key}")
+        if given is None:
+            raise ExportError(f"the bundle has no golden input '{key}' of {name} to check parts with; export it again")
+        axes = [axis if isinstance(axis, int) else length for axis, length in zip(spec.shape, given.shape, strict=True)]
+        feeds[key] = np.resize(given, axes)
+    return feeds
+
+
+def _sqnr(folder: Path, graph: ComponentEntry, engine: str, samples: Mapping[str, Sequence[Feeds]]) -> float:
+    """Of the parts' worst output against the whole's, in dB."""
+    backend = backends.load(engine)
+    whole = backend.open(folder / graph.graph, "cpu", SessionOptions(weights="compact"))
+    expected = [whole.run(feeds) for feeds in samples[graph.graph]]
+    whole.close()
+    session = StreamingBackend(backend, folder, graph).open(folder / graph.graph, "cpu", SessionOptions())
+    found = [session.run(feeds) for feeds in samples[graph.graph]]
+    session.close()
+    return min(verify.compare([e[n] for e in expected], [f[n] for f in found]).sqnr_db for n in graph.outputs)
