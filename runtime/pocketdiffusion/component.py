@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from pocketdiffusion import memory
 from pocketdiffusion.backends.base import Backend, Session, SessionOptions, Weights
 from pocketdiffusion.backends.rows import count_rows, fixed_batch, in_turn, joined
+from pocketdiffusion.backends.streaming import StreamingBackend
 from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.errors import BundleCorrupt, NonFinite
 from pocketdiffusion.tensors import AnyArray, TensorSpec
@@ -72,6 +73,16 @@ class Component:
         self._users = 0
         self._shapes: Mapping[str, tuple[int, ...]] | None = None
         self._fixes = backend.fixes_shapes(device)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the graph is opened in parts."""
+        return self.residency == "stream" and bool(self.entry.parts)
+
+    @property
+    def _root(self) -> Path:
+        """The bundle's folder."""
+        return self.graph.parents[len(PurePosixPath(self.entry.graph).parts) - 1]
 
     @property
     def session(self) -> Session:
@@ -227,7 +238,8 @@ class Component:
     def _open_into(self, future: Future[tuple[Session, TimedSpan]]) -> None:
         start = time.perf_counter()
         try:
-            session = self.backend.open(self.graph, self._device, replace(self.options, shapes=self._shapes))
+            backend = StreamingBackend(self.backend, self._root, self.entry) if self.streamed else self.backend
+            session = backend.open(self.graph, self._device, replace(self.options, shapes=self._shapes))
             self._compare(session)
             self._precision, self._cached = session.precision, session.cached
             memory.trim()

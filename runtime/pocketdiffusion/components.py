@@ -10,7 +10,6 @@ from pocketdiffusion.backends import Choice, choose, load, parse_devices, role_v
 from pocketdiffusion.backends.base import SessionOptions, Weights
 from pocketdiffusion.backends.probe import Trial, probe
 from pocketdiffusion.backends.roles import role_of
-from pocketdiffusion.backends.streaming import StreamingBackend
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.integrity import Records, marks
 from pocketdiffusion.bundle.manifest import ComponentEntry
@@ -67,7 +66,7 @@ def open_components(
 
 
 def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOptions, residency: Residency) -> Component:
-    entry, engine = bundle.manifest.components[name], load(choice.backend)
+    entry, backend = bundle.manifest.components[name], load(choice.backend)
     options = replace(
         options, precision=choice.precision or options.precision, weights=choice.weights or options.weights
     )
@@ -79,8 +78,6 @@ def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOption
         sizes: Mapping[tuple[int, int], Component] | None = None,
         bands: Sequence[Component] = (),
     ) -> Component:
-        streamed = residency == "stream" and graph.parts
-        backend = StreamingBackend(engine, bundle.path, graph) if streamed else engine
         return Component(
             name,
             bundle.path / graph.graph,

@@ -147,9 +147,7 @@ def test_a_fixed_batch_is_kept() -> None:
     parts = tuple(replace(p, inputs=fix(p.inputs), outputs=fix(p.outputs)) for p in PARTS)
     entry = replace(ENTRY, inputs=fix(ENTRY.inputs), outputs=fix(ENTRY.outputs), parts=parts)
     backend = engine()
-    component = Component(
-        "unet", WHOLE, entry, backend=StreamingBackend(backend, Path("bundle"), entry), device="cpu", residency="stream"
-    )
+    component = Component("unet", WHOLE, entry, backend=backend, device="cpu", residency="stream")
     x = np.resize(X, (3, 3))
     np.testing.assert_array_equal(component.run({"x": x, "t": np.float32(3)})["y"], expected(x, 3))
     assert [feeds["d"].shape for name, feeds in backend.runs if name == PARTS[3].graph] == [(2, 3)] * 2
@@ -196,7 +194,7 @@ def test_an_error_of_a_run_closes_all_parts() -> None:
 
 
 def test_values_that_are_not_finite_are_found() -> None:
-    backend = StreamingBackend(engine(p2={"nan_from_run": 0}), Path("bundle"), ENTRY)
+    backend = engine(p2={"nan_from_run": 0})
     component = Component("unet", WHOLE, ENTRY, backend=backend, device="cpu", residency="stream")
     with pytest.raises(NonFinite, match="unet produced"):
         component.run({"x": X, "t": np.float32(1)})
@@ -272,9 +270,7 @@ def test_runs_of_several_threads_do_not_mix() -> None:
 
 def test_a_component_streams_within_its_scope_of_use() -> None:
     backend, timings = engine(), Timings()
-    component = Component(
-        "unet", WHOLE, ENTRY, backend=StreamingBackend(backend, Path("bundle"), ENTRY), device="cpu", residency="stream"
-    )
+    component = Component("unet", WHOLE, ENTRY, backend=backend, device="cpu", residency="stream")
     component.open_ahead()
     assert backend.opened == []  # it waits for its turn, as with "release"
     with component.use():
@@ -291,9 +287,7 @@ def test_a_component_streams_within_its_scope_of_use() -> None:
 def test_parts_are_opened_for_the_shapes_of_what_they_are_handed() -> None:
     backend = engine()
     backend.fixes = True
-    component = Component(
-        "unet", WHOLE, ENTRY, backend=StreamingBackend(backend, Path("bundle"), ENTRY), device="cpu", residency="stream"
-    )
+    component = Component("unet", WHOLE, ENTRY, backend=backend, device="cpu", residency="stream")
     for _ in range(2):
         np.testing.assert_array_equal(component.run({"x": X, "t": np.float32(3)})["y"], expected(X, 3))
     component.close()
@@ -313,7 +307,7 @@ def test_other_shapes_open_parts_for_any() -> None:
     backend = Watched(
         {p.graph: FakeGraph(p.inputs, p.outputs, f) for p, f in zip(parts, FUNCTIONS, strict=True)}, fixes=True
     )
-    component = Component("unet", WHOLE, entry, backend=StreamingBackend(backend, Path("bundle"), entry), device="cpu")
+    component = Component("unet", WHOLE, entry, backend=backend, device="cpu", residency="stream")
     for width in (3, 5, 4):
         x = np.resize(X, (2, width))
         np.testing.assert_array_equal(component.run({"x": x, "t": np.float32(3)})["y"], expected(x, 3))
@@ -350,11 +344,11 @@ def test_what_has_parts_streams_and_the_rest_is_released(tiny_bundle: Bundle) ->
     bundle = cut(tiny_bundle)
     choices = dict.fromkeys(bundle.manifest.components, CHOICE)
     components = open_components(bundle, choices, SessionOptions(), "stream")
-    streamed = [name for name, c in components.items() if isinstance(c.backend, StreamingBackend)]
+    streamed = [name for name, c in components.items() if c.streamed]
     assert streamed == ["unet"]
     assert {c.residency for c in components.values()} == {"stream"}
     whole = open_components(bundle, choices, SessionOptions(), "release")
-    assert not any(isinstance(c.backend, StreamingBackend) for c in whole.values())
+    assert not any(c.streamed for c in whole.values())
 
 
 def test_a_manifest_with_parts_is_read_as_written(tiny_bundle: Bundle) -> None:

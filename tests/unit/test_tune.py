@@ -119,6 +119,8 @@ def test_tune_measures_in_turns_and_remembers(sticker: Bundle) -> None:
     chosen = tuning.choose()
     assert chosen is not None
     assert {name: item.candidate for name, item in chosen.items()} == {
+        "judge_image": OPENVINO,
+        "judge_text": OPENVINO,
         "text_encoder": OPENVINO,
         "unet": OPENVINO,
         "vae_decoder": BFLOAT16,

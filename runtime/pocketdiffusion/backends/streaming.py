@@ -71,13 +71,14 @@ class StreamingBackend:
 class StreamedSession:
     """A `Session` over the parts of one graph. Runs from several threads go one after another.
 
-    It takes any number of rows, whatever its parts are fixed to. `device`, `precision` and `cached` are those of the
-    first part, when it was opened first.
+    It takes any number of rows, whatever its parts are fixed to. `device`, `precision`, `cached` and `kept` are those
+    of the first part, when it was opened first.
     """
 
     def __init__(self, name: str, entry: ComponentEntry, parts: _Parts) -> None:
         first = parts.get(0)
-        self.device, self.precision, self.cached = first.device, first.precision, first.cached
+        self.device, self.precision = first.device, first.precision
+        self.cached, self.kept = first.cached, first.kept
         self.inputs: Mapping[str, TensorSpec] = {
             key: _any_rows(first.inputs.get(key, spec), parts.shape(key)) for key, spec in entry.inputs.items()
         }

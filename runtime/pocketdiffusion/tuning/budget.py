@@ -14,7 +14,7 @@ from math import isqrt, prod
 from pocketdiffusion import memory, vae
 from pocketdiffusion.backends.base import Weights
 from pocketdiffusion.bundle import Bundle
-from pocketdiffusion.component import Component
+from pocketdiffusion.component import Component, Residency
 from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.families.guidance import takes_scale
 from pocketdiffusion.request import Request
@@ -50,7 +50,7 @@ class Budget:
         self._current: tuple[object, ...] | None = None
         self._base = 0
         self._weights: dict[str, Weights] = {name: part.options.weights for name, part in components.items()}
-        self._residency = next(iter({part.residency for part in components.values()}), "keep")
+        self._residency: Residency = next(iter({part.residency for part in components.values()}), "keep")
 
     def fit(self, request: Request, needed: Sequence[str]) -> tuple[Request, Plan | None]:
         """A resolved request as the limit allows it, and the plan, by which all graphs are held from now on.
@@ -83,7 +83,7 @@ class Budget:
         now = memory.read()
         if now is None:
             raise unmeasurable()
-        names = list(RESIDENCIES)
+        names = [name for name in RESIDENCIES if name != "stream" or self._components[self._denoiser].entry.parts]
         ways = strategies(
             names[names.index(self._residency) :],
             [False, True] if not self.keep_weights and any(map(self._compactable, needed)) else [False],
@@ -96,7 +96,7 @@ class Budget:
     def _hold(self, way: Strategy) -> None:
         for name, component in self._components.items():
             weights = "compact" if way.compact and self._compactable(name) else self._weights[name]
-            component.hold("keep" if way.residency == "keep" else "release", weights)
+            component.hold(way.residency, weights)
 
     def _compactable(self, name: str) -> bool:
         return self._weights[name] == "fast" and can_be_compact(self._components[name].entry)
@@ -125,6 +125,7 @@ class Budget:
             device=device,
             options=replace(part.options, weights=weights),
             shapes=graph_shapes(name, part.entry, numbers, cells, self._rows(request, name, way)),
+            streamed=way.residency == "stream" and bool(part.entry.parts),
         )
 
     def _rows(self, request: Request, name: str, way: Strategy) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from pocketdiffusion.backends import load
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.cache import processor
-from pocketdiffusion.bundle.manifest import ComponentEntry
+from pocketdiffusion.bundle.manifest import ComponentEntry, GraphPart
 from pocketdiffusion.tensors import TensorSpec
 from pocketdiffusion.tuning.shapes import Shape
 
@@ -30,6 +30,8 @@ class Subject:
     options: SessionOptions
     shapes: Mapping[str, Shape]
     """Of its inputs."""
+    streamed: bool = False
+    """Opened in parts."""
 
     def key(self) -> dict[str, Any]:
         """All of that, the engine's version and the machine: what is remembered counts only where they are the same."""
@@ -44,6 +46,7 @@ class Subject:
             "precision": options.precision,
             "weights": options.weights,
             "cached": options.identity is not None,
+            "streamed": self.streamed,
             "shapes": {name: list(shape) for name, shape in sorted(self.shapes.items())},
         }
 
@@ -56,10 +59,18 @@ class Subject:
         """The value that `to_json` wrote. The entry's graphs for other sizes are left out."""
         entry = data["entry"]
         return cls(
-            **{name: data[name] for name in ("component", "contents", "backend", "device")},
+            **{name: data[name] for name in ("component", "contents", "backend", "device", "streamed")},
             graph=Path(data["graph"]),
             entry=ComponentEntry(
-                entry["format"], entry["graph"], _specs(entry["inputs"]), _specs(entry["outputs"]), entry["weights"]
+                entry["format"],
+                entry["graph"],
+                _specs(entry["inputs"]),
+                _specs(entry["outputs"]),
+                entry["weights"],
+                parts=tuple(
+                    GraphPart(**{**part, "inputs": _specs(part["inputs"]), "outputs": _specs(part["outputs"])})
+                    for part in entry["parts"]
+                ),
             ),
             options=SessionOptions(**data["options"]),
             shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
@@ -69,6 +80,7 @@ class Subject:
         size = max(self.shapes.values(), key=len, default=())
         inputs = "x".join(map(str, size))
         weights = "" if self.options.weights == "fast" else f", {self.options.weights} weights"
+        weights = ", in parts" if self.streamed else weights
         return f"{self.component} on {self.backend}:{self.device}, {self.options.precision}{weights}, {inputs}"
 
 

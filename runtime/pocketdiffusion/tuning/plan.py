@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from pocketdiffusion import memory
+from pocketdiffusion.component import Residency
 from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.tuning.footprint import Memory, Subject
 from pocketdiffusion.tuning.footprints import Footprints, Say
@@ -28,7 +29,7 @@ ROUND = 10_000_000
 class Strategy:
     """How a generation is held in memory."""
 
-    residency: str = "keep"
+    residency: Residency = "keep"
     """See `component.Residency`."""
     compact: bool = False
     """Weights as they are stored, where the pipeline would not hold them so anyway."""
@@ -45,7 +46,11 @@ class Strategy:
         return ", ".join(parts)
 
 
-RESIDENCIES = {"keep": "graphs stay open", "release": "one graph at a time"}
+RESIDENCIES: dict[Residency, str] = {
+    "keep": "graphs stay open",
+    "release": "one graph at a time",
+    "stream": "one graph at a time, the denoiser in parts",
+}
 """The fastest first, in words."""
 
 
@@ -75,7 +80,7 @@ class Plan:
 
 
 def strategies(
-    residencies: Sequence[str], compact: Sequence[bool], batched: Sequence[bool], tiles: Sequence[int | None]
+    residencies: Sequence[Residency], compact: Sequence[bool], batched: Sequence[bool], tiles: Sequence[int | None]
 ) -> list[Strategy]:
     """All combinations, what costs least first: guidance in turn, then reopening, compact weights, and tiles."""
     return [Strategy(r, c, b, t) for t, c, r, b in product(tiles, compact, residencies, batched)]

@@ -121,6 +121,7 @@ def _trial(subject: Subject, golden: Path | None) -> tuple[Footprint, bool]:
         backend=backend,
         device=subject.device,
         options=subject.options,
+        residency="stream" if subject.streamed else "keep",
     )
     component.expect(subject.shapes)
     opening = _seconds(lambda: component.session)
