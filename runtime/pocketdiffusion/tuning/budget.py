@@ -2,7 +2,7 @@
 
 The limit is on the resident set of this process, whatever else it holds; memory of a GPU's own is not counted. Limits:
 a prompt of several chunks makes text encoder and denoiser take somewhat more than predicted, and so does a program that
-itself grows while a picture is made.
+itself grows while a picture is made. Pictures are to be made one after another: another plan closes all graphs.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from pocketdiffusion.components import choose_devices
 from pocketdiffusion.errors import BackendError, BackendUnavailable, BundleUnsupported
 from pocketdiffusion.tuning.choice import Candidate, Measured, best, can_be_compact, wanted_db
 from pocketdiffusion.tuning.footprint import Footprint, Subject, machine
+from pocketdiffusion.tuning.footprints import Say
 from pocketdiffusion.tuning.shapes import denoiser_rows, entry_at, input_shapes
 from pocketdiffusion.tuning.store import Store
 from pocketdiffusion.tuning.trial import measure
@@ -28,7 +29,6 @@ MAX_LOSS = 1.0
 ROUNDS = 2
 HOPELESS = 2.0
 """A candidate this many times slower than the best in float32 is not measured a second time."""
-Say = Callable[[str], None]
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
