@@ -65,8 +65,9 @@ def test_the_parts_make_the_picture_of_the_whole(made: tuple[Made, ...]) -> None
     onnx_bundle, ir_bundle = (bundle.destination for bundle in made)
     for bundle, device in ((onnx_bundle, "onnxruntime"), (onnx_bundle, "openvino"), (ir_bundle, "openvino")):
         for options in ({}, {"width": 48, "batched_guidance": False}):
-            whole = pictures(bundle, device, "release", **options)
-            np.testing.assert_allclose(pictures(bundle, device, "stream", **options), whole, atol=2e-3)
+            error = pictures(bundle, device, "stream", **options) - pictures(bundle, device, "release", **options)
+            rounds_elsewhere = made[0].manifest.recipe == "w8a8" and device == "openvino"
+            assert np.sqrt(np.square(error).mean()) < (0.05 if rounds_elsewhere else 1e-4)
 
 
 def test_parts_are_small_and_read_the_weights_of_the_whole(made: tuple[Made, ...]) -> None:
@@ -149,8 +150,10 @@ def test_a_bundle_is_cut_and_cut_again(tiny: Path, preset: Path, tmp_path: Path,
 def test_parts_that_differ_end_the_export(
     tiny: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "MIN_DB", 1000.0)
-    with pytest.raises(ExportError, match="the parts of unet/model.onnx differ from the whole: .* dB SQNR on onnxru"):
+    monkeypatch.setattr(parts, "_sqnr", lambda *_: 20.0)
+    with pytest.raises(
+        ExportError, match="the parts of unet/model.onnx differ from the whole: 20 dB SQNR on onnxruntime"
+    ):
         export(plan(tiny, tmp_path / "bundle", preset), quiet)
     assert list(tmp_path.iterdir()) == []
 
