@@ -19,7 +19,8 @@ FOUND = Outcome("preset=fast", "m", "DDIM", 20, 3.5, 10, 40, 0.5, (30.0, 20.0, 2
 
 def test_a_row_holds_gain_and_loss() -> None:
     assert FOUND.row() == (
-        "| DDIM, 20 | `preset=fast` | 10 of 40 (75% saved) | 0.50 | 28.0 / 26.0 / 20.0 | 0.900 / 0.900 / 0.800 |"
+        "| DDIM, 20 steps, 3 prompts | `preset=fast` | 10 of 40 (75% saved) | 0.50 "
+        "| 28.0 / 26.0 / 20.0 | 0.900 / 0.900 / 0.800 |"
     )
 
 
@@ -29,7 +30,7 @@ def test_outcomes_are_read_as_written_and_fill_a_readme(tmp_path: Path) -> None:
     assert read([tmp_path / "a.jsonl"]) == outcomes
     filled = fill("<!-- presets a.jsonl -->\nold\n<!-- /presets -->\n", tmp_path)
     assert filled == f"<!-- presets a.jsonl -->\n{table(outcomes)}<!-- /presets -->\n"
-    assert filled.count("m, guidance 3.5, 3 prompts. Measured on: X.") == 1
+    assert filled.count("m, guidance 3.5. Measured on: X.") == 1
     with pytest.raises(BenchError, match="has its own columns"):
         fill("<!-- presets a.jsonl | time -->\n<!-- /presets -->\n", tmp_path)
 

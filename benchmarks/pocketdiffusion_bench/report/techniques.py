@@ -12,7 +12,7 @@ from typing import Any
 from pocketdiffusion_bench.errors import BenchError
 from pocketdiffusion_bench.report.markdown import machine
 
-HEAD = """| sampler, steps | technique | passes | time | PSNR, dB: median / mean / worst | SSIM: median / mean / worst |
+HEAD = """| exact run | technique | passes | time | PSNR, dB: median / mean / worst | SSIM: median / mean / worst |
 |---|---|---|---|---|---|"""
 
 
@@ -38,11 +38,17 @@ class Outcome:
     machine: Mapping[str, Any]
     """See `machine.describe`."""
 
+    @property
+    def setting(self) -> str:
+        """What outcomes of one table should have in common."""
+        place = machine({name: value for name, value in self.machine.items() if name != "revision"})
+        return f"{self.model}, guidance {self.guidance:g}. {place}"
+
     def row(self) -> str:
         """A line of the table."""
         saved = 1 - self.passes / self.exact_passes
         cells = (
-            f"{self.sampler}, {self.steps}",
+            f"{self.sampler}, {self.steps} steps, {len(self.ssim)} prompts",
             f"`{self.technique}`",
             f"{self.passes} of {self.exact_passes} ({saved:.0%} saved)",
             f"{self.time:.2f}",
@@ -65,10 +71,7 @@ def read(files: Iterable[Path]) -> list[Outcome]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """A Markdown table, below it what was drawn and where; ends with a line break."""
-    drawn = dict.fromkeys(
-        f"{found.model}, guidance {found.guidance:g}, {len(found.ssim)} prompts. {machine(found.machine)}"
-        for found in outcomes
-    )
+    drawn = dict.fromkeys(found.setting for found in outcomes)
     return "\n".join([HEAD, *(found.row() for found in outcomes), "", *drawn]) + "\n"
 
 
