@@ -19,7 +19,8 @@ from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.models import find_bundle
 from pocketdiffusion.component import Component, Residency
 from pocketdiffusion.components import describe_choices, open_components
-from pocketdiffusion.denoiser import call_shapes, network, passes
+from pocketdiffusion.denoiser import call_shapes
+from pocketdiffusion.denoising import answer, forecasting, run_levels, with_preset
 from pocketdiffusion.errors import BundleUnsupported, InvalidRequest, NonFinite
 from pocketdiffusion.families import Conditioning, load_family
 from pocketdiffusion.families.guidance import takes_scale
@@ -27,15 +28,12 @@ from pocketdiffusion.generation import Generation, Run
 from pocketdiffusion.image import to_pil, to_uint8
 from pocketdiffusion.judge import Judge
 from pocketdiffusion.noise import stacked
-from pocketdiffusion.presets import PRESETS
 from pocketdiffusion.request import Request, make_request, resolve
 from pocketdiffusion.result import DIGITAL_SOURCE, ComponentUse, Result, describe
 from pocketdiffusion.safety import COMPONENT, SafetyChecker
-from pocketdiffusion.sampling.denoise import Network, denoiser, guided, holding, interval
-from pocketdiffusion.sampling.reuse import UNSUITED, Forecast
-from pocketdiffusion.sampling.scheduler import SamplingPlan, sampling_plan
-from pocketdiffusion.sampling.schedules import Levels
-from pocketdiffusion.sampling.types import Denoise, Noise, Step
+from pocketdiffusion.sampling.denoise import denoiser
+from pocketdiffusion.sampling.scheduler import sampling_plan
+from pocketdiffusion.sampling.types import Noise, Step
 from pocketdiffusion.tasks import NEEDS, TASKS, Given, pasted, possible
 from pocketdiffusion.tensors import Array
 from pocketdiffusion.tiles import Size, count
@@ -162,8 +160,8 @@ class Pipeline:
         options = {} if request.eta is None else {"eta": request.eta}
         plan = sampling_plan(self.scheduler_config, sampler=request.sampler, schedule=request.schedule, options=options)
         plan = replace(plan, schedule=self._family.schedules.get(plan.schedule, plan.schedule))
-        request = _with_preset(request, plan, guided=request.guided and not takes_scale(self._denoiser))
-        levels = _levels(plan, request)
+        request = with_preset(request, plan, guided=request.guided and not takes_scale(self._denoiser))
+        levels = run_levels(plan, request)
         request, memory = self.budget.fit(request, self._needed(request))
         run = Run(request, plan, levels, plan.parameterization(levels), self.bundle.manifest.numbers, memory=memory)
         return Generation(run, self._generate(run))
@@ -233,8 +231,8 @@ class Pipeline:
         with self._part(self._family.denoiser, request).use() as component:
             component.expect(call_shapes(component, conditioning, start.x.shape))
             component.wait(run.timings)  # opened ahead in a thread; that is no part of the first step
-            denoise = denoiser(_answer(component, run, conditioning), run.parameterization)
-            forecast = _forecast(denoise, run, start.levels)
+            denoise = denoiser(answer(component, run, conditioning), run.parameterization)
+            forecast = forecasting(denoise, run, start.levels)
             steps = run.plan.run(start.wrap(forecast or denoise), start.x, start.levels, noise)
             try:
                 for step in timed(steps, run.timings, "step"):
@@ -395,48 +393,3 @@ def _fits(declared: Sequence[int | str | None], size: Sequence[int]) -> bool:
 def _pixels(declared: Sequence[int | str | None], factor: int) -> str:
     """WIDTHxHEIGHT of latent axes (height, width)."""
     return "x".join(str(axis * factor) if isinstance(axis, int) else "any" for axis in reversed(declared))
-
-
-def _answer(component: Component, run: Run, conditioning: Conditioning) -> Network:
-    """The denoiser's raw answer: the conditional one, or all passes combined by guidance."""
-    request = run.request
-    conditional = network(component, conditioning.positive, run.timings)
-    if conditioning.negative is None:
-        return conditional
-    each = passes(component, conditioning, batched=request.batched_guidance, timings=run.timings)
-    if request.guidance_hold is not None:
-        guiding = interval(0, request.guidance_hold, run.plan.train_timesteps)
-        each = holding(each, conditional, guiding, run.parameterization.noise_share)
-    active = interval(*request.guidance_interval, run.plan.train_timesteps)
-    return guided(each, conditional, *request.guidance_scales, rescale=request.guidance_rescale, active=active)
-
-
-def _with_preset(request: Request, plan: SamplingPlan, *, guided: bool) -> Request:
-    """The request with what it leaves open filled in from its preset, for such a sampler; `guided`: by two passes."""
-    if plan.sampler in UNSUITED:
-        if request.computed_steps is not None:
-            raise InvalidRequest(
-                "computed_steps", f"computed_steps was given; {plan.sampler} needs all of its steps: lower their number"
-            )
-        return request
-    if plan.training.continuous and request.guidance_hold is not None:
-        raise InvalidRequest(
-            "guidance_hold", "guidance_hold was given; it needs a model of numbered timesteps: leave it out"
-        )
-    preset = PRESETS[request.preset]
-    steps = request.computed_steps or preset.steps(stochastic=plan.stochastic)
-    holds = guided and not plan.training.continuous and request.guidance_hold is None
-    hold = preset.guidance_hold if holds else request.guidance_hold
-    return replace(request, computed_steps=steps, guidance_hold=hold)
-
-
-def _forecast(denoise: Denoise, run: Run, levels: Levels) -> Forecast | None:
-    """The wrapper that computes only some of the steps, if that was asked; `levels` are those that the task leaves."""
-    count = run.request.computed_steps
-    return None if count is None else Forecast(denoise, levels.sigmas, count, stochastic=run.plan.stochastic)
-
-
-def _levels(plan: SamplingPlan, request: Request) -> Levels:
-    if request.sigmas is not None or request.timesteps is not None:
-        return plan.levels(sigmas=request.sigmas, timesteps=request.timesteps)
-    return plan.levels(request.num_inference_steps)

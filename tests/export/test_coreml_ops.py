@@ -160,9 +160,11 @@ CASES: dict[str, tuple[tuple[int, ...], Nodes, dict[str, np.ndarray]]] = {
         (2, 3, 9, 8),
         [
             ("MaxPool", ["x"], "m", {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}),
-            ("GlobalAveragePool", ["m"], "y", {}),
+            ("BatchNormalization", ["m", "g", "b", "u", "v"], "n", {"epsilon": 1e-3}),
+            ("GlobalAveragePool", ["n"], "a", {}),
+            ("Flatten", ["a"], "y", {}),
         ],
-        {},
+        {"g": normal(3), "b": normal(3), "u": normal(3), "v": np.float32([0.5, 1, 2])},
     ),
     "clip": ((3, 8), [("Clip", ["x", "low"], "y", {})], {"low": np.float32(0.25)}),
 }

@@ -93,11 +93,12 @@ def test_the_best_of_many_is_the_one_with_the_highest_score(ours: dict[str, Pipe
     assert best.seeds == every.seeds[:1] and best.scores == every.scores[:1]
 
 
-def test_both_graphs_can_be_written_for_core_ml(twins: Any, tmp_path: Path) -> None:
+def test_both_graphs_can_be_written_for_core_ml(twins: Any, preset: Path, tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
-    plan = make_plan(twins.folder / "source", tmp_path / "bundle", target="coreml", recipe="fp32", size="32x32")
+    source, bundle = twins.folder / "source", tmp_path / "bundle"
+    plan = make_plan(source, bundle, target="coreml", recipe="fp32", size="32x32", preset=preset)
     (made,) = export(plan, lambda line: None).bundles
-    assert {"JudgeImage.mlpackage", "JudgeText.mlpackage"} < {path.name for path in (tmp_path / "bundle").iterdir()}
+    assert {"JudgeImage.mlpackage", "JudgeText.mlpackage"} < {path.name for path in bundle.iterdir()}
     assert {"judge_text", "judge_image"} < made.manifest.components.keys()
 
 

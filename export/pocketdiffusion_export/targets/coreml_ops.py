@@ -22,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion_export.errors import ExportError
+from pocketdiffusion_export.targets.coreml_vision import VISION
 from pocketdiffusion_export.targets.coreml_weights import STORED, Weight, linear_name
 
 MASK = np.float32(-1e4)
@@ -293,19 +294,6 @@ def _reduce_l2(at: Translation, given: Sequence[Any], facts: Mapping[str, Any]) 
     return mb.reduce_l2_norm(x=given[0], axes=list(facts["axes"]), keep_dims=bool(facts.get("keepdims", 1)))
 
 
-def _max_pool(at: Translation, given: Sequence[Any], facts: Mapping[str, Any]) -> Any:
-    sizes = list(facts["kernel_shape"])
-    strides, pads = facts.get("strides", [1] * len(sizes)), facts.get("pads", [0] * 2 * len(sizes))
-    if facts.get("ceil_mode") or set(facts.get("dilations", [1])) != {1}:
-        raise ExportError("a maximum over spread or cut windows can't be written for Core ML")
-    pad = [pads[axis + side * len(sizes)] for axis in range(len(sizes)) for side in (0, 1)]
-    return mb.max_pool(x=given[0], kernel_sizes=sizes, strides=list(strides), pad_type="custom", pad=pad)
-
-
-def _mean_pool(at: Translation, given: Sequence[Any], facts: Mapping[str, Any]) -> Any:
-    return mb.reduce_mean(x=given[0], axes=list(range(2, given[0].rank)), keep_dims=True)
-
-
 def _clip(at: Translation, given: Sequence[Any], facts: Mapping[str, Any]) -> Any:
     x = given[0]
     for bound, limit in zip(given[1:], (mb.maximum, mb.minimum), strict=False):
@@ -368,11 +356,9 @@ OPERATORS: Mapping[str, Operator] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "Gemm": _gemm,
-    "GlobalAveragePool": _mean_pool,
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
     "MatMul": _matmul,
-    "MaxPool": _max_pool,
     "MultiHeadAttention": _attention,
     "Pad": _pad,
     "ReduceL2": _reduce_l2,
@@ -383,6 +369,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Squeeze": _squeeze,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
+    **VISION,
 }
 WEIGHTED = ("Conv", "Gather", "Gemm", "MatMul")
 """Operators that take weights in any form; for others they are made first."""

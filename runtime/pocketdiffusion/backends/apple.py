@@ -29,6 +29,13 @@ STATES, TIMESTEP, IDS, POOLED, PENULTIMATE = (
 )
 LAYER, OUR_LAYER = "hidden_states_", "hidden_states."
 """States after a layer, in exports of this project beside Apple's; a Core ML name holds no dot."""
+OWN: tuple[tuple[set[str], set[str]], ...] = (
+    ({"clip_input"}, {"special_scores", "concept_scores"}),
+    ({"input_ids"}, {"text_embeds"}),
+    ({"pixel_values"}, {"image_embeds", "features"}),
+)
+"""Inputs and outputs of graphs that Apple has none of, the safety checker's and the judge's: only their rows are fixed
+as the others' are."""
 OUR_POOLED = ("text_embeds", "pooler_output")
 """With and without a projection."""
 
@@ -43,9 +50,7 @@ def renamed(inputs: Specs, outputs: Specs) -> dict[str, str] | None:
     if set(inputs) == {IDS} and POOLED in outputs:
         layers = {name: OUR_LAYER + name[len(LAYER) :] for name in outputs if name.startswith(LAYER)}
         return layers or {POOLED: OUR_POOLED[0] if PENULTIMATE in outputs else OUR_POOLED[1]}
-    if set(inputs) == {"clip_input"} and "special_scores" in outputs:
-        return {}  # this project's safety checker, which only has fixed rows in common with the others
-    return None
+    return {} if (set(inputs), set(outputs)) in OWN else None
 
 
 def described(inputs: Specs, outputs: Specs) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
