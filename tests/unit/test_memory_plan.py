@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from pocketdiffusion import memory
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.bundle import Bundle
+from pocketdiffusion.bundle.manifest import GraphPart
 from pocketdiffusion.bundle.models import find_bundle
 from pocketdiffusion.errors import GraphFailed, InvalidRequest
 from pocketdiffusion.pipeline import Pipeline
@@ -288,3 +290,30 @@ def test_a_graph_that_does_not_open_is_an_error_as_it_is(sticker_subject: Subjec
     (tmp_path / "model.onnx").write_bytes(b"\x08\x08")
     with pytest.raises(GraphFailed, match="could not be opened on onnxruntime:cpu"):
         measure(replace(sticker_subject, graph=tmp_path / "model.onnx"))
+
+
+def test_a_denoiser_in_parts_is_the_leanest_way(limited: Pipeline, fake: FakeMeasure) -> None:
+    component = limited.components["unet"]
+    part = GraphPart("unet/part_0.fake", component.entry.inputs, component.entry.outputs, 1)
+    component.entry = replace(component.entry, parts=(part,))
+    lean = FakeMeasure()
+
+    def measure(subject: Subject, *, limit: int | None = None) -> Footprint:
+        return footprint(20 * MB) if subject.streamed else lean(subject, limit=limit)
+
+    limited.budget.footprints = Footprints(limited.budget.footprints._store, measure)
+    assert plan(limited, 400 * MB).strategy.residency == "release"
+    assert plan(limited, 390 * MB, output_type="latent").strategy.residency == "keep"
+    found = plan(limited, 160 * MB, output_type="latent")
+    assert found.strategy == Strategy(residency="stream")
+    assert component.residency == "stream" and "denoiser in parts" in str(found)
+
+
+def test_a_subject_arrives_in_a_child_as_it_is(tiny_bundle: Any) -> None:
+    one = subject(tiny_bundle)
+    part = GraphPart("unet/part_0.fake", one.entry.inputs, one.entry.outputs, 7)
+    for sent in (one, replace(one, entry=replace(one.entry, parts=(part,)), streamed=True)):
+        found = Subject.from_json(json.loads(json.dumps(sent.to_json())))
+        assert replace(found, entry=sent.entry) == sent and found.entry.parts == sent.entry.parts
+        assert found.key() == sent.key()
+    assert one.key() != found.key()
