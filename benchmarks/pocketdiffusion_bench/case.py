@@ -40,7 +40,9 @@ class Case:
     prompt: str = PROMPT
     seed: int = 0
     residency: str | None = None
-    """Ours only: "keep" or "release"."""
+    """Ours only: "keep", "release" or "stream"."""
+    vae_tile: int | None = None
+    """Ours only: the VAE computes at most so many pixels squared at a time."""
     memory_limit: int | None = None
     """Bytes of memory, without swap, that the process may use; None sets no limit."""
 

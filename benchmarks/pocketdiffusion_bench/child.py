@@ -55,8 +55,8 @@ def main() -> int:
 
 
 def _measure(kind: type[Pipeline], case: Case, args: argparse.Namespace, log: EventLog) -> None:
-    asked: dict[str, Any] = {"device": case.device, "precision": case.precision, "residency": case.residency}
-    given = {name: value for name, value in asked.items() if value is not None}
+    asked = {name: getattr(case, name) for name in ("device", "precision", "residency", "vae_tile")}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     with log.timed("load"):
         pipe = kind.from_pretrained(args.bundle, threads=case.threads, **given)
     closings: list[TimedSpan] = []
@@ -114,6 +114,7 @@ def configuration(pipe: Pipeline, case: Case, result: Result) -> dict[str, Any]:
         "precision": denoiser.precision,
         "threads": case.threads,
         "residency": case.residency or "keep",
+        "vae_tile": pipe.vae_tile,
         "recipe": manifest.recipe,
         "width": made.width,
         "height": made.height,

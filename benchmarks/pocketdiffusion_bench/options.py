@@ -29,6 +29,7 @@ LISTS = (
     "guidance",
     "preset",
     "residency",
+    "vae_tile",
 )
 """Options whose values are multiplied into cases, beside --size and --memory-limit; named like the case's fields."""
 
@@ -48,6 +49,7 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance", type=listed(_number), default=[None], metavar="SCALE")
     group.add_argument("--preset", type=listed(preset), default=[None], help=", ".join(PRESETS))
     group.add_argument("--residency", type=words, default=[None], help="keep, release, stream")
+    group.add_argument("--vae-tile", type=listed(whole), default=[None], metavar="PIXELS", help="as of generate")
     group.add_argument("--memory-limit", type=listed(amount), default=[None], metavar="SIZE", help="e.g. 1GB,500MB")
     group.add_argument("--prompt", default=PROMPT)
     group.add_argument("--seed", type=int, default=0)

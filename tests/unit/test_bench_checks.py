@@ -53,6 +53,7 @@ def test_what_was_asked_and_done_passes(asked: dict[str, object]) -> None:
         ({"width": 64, "height": 64}, {"width": 32}, "ran with width 32"),
         ({"threads": 2}, {"threads": 8}, "ran with threads 8"),
         ({"guidance": 3.5}, {"guidance": 1.0}, "ran with guidance 1.0"),
+        ({"vae_tile": 256}, {"vae_tile": 512}, "ran with vae_tile 512, asked for 256"),
         ({"preset": "fast"}, {"preset": "exact"}, "ran with preset exact, asked for fast"),
     ],
 )

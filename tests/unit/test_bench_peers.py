@@ -109,6 +109,7 @@ def test_a_runner_gets_what_the_case_leaves_open(peer: Peer, tiny_bundle: Bundle
         ({"device": "cuda"}, "diffusers has no device 'cuda'; it has: cpu"),
         ({"precision": "float16"}, "diffusers has no precision 'float16'; it has: float32, bfloat16"),
         ({"recipe": "int8"}, "diffusers has no recipe 'int8'; it has: fp32"),
+        ({"vae_tile": 256}, "diffusers has no vae_tile '256'; that is pocketdiffusion's own setting"),
         ({"preset": "fast"}, "diffusers has no preset 'fast'; that is pocketdiffusion's own setting"),
         ({"residency": "keep"}, "diffusers has no residency 'keep'; that is pocketdiffusion's own setting"),
         ({"sampler": "dpm++ 3m sde"}, "diffusers has no sampler 'dpm++ 3m sde'; it has: ddim"),
