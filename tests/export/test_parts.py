@@ -120,7 +120,8 @@ def test_graphs_of_several_fixed_sizes_have_parts_each(tiny: Path, preset: Path,
         native, wide = bundle.manifest.components["unet"].graphs
         for graph, shape in ((native, (1, 4, 16, 16)), (wide, (1, 4, 12, 24))):
             assert graph.parts[0].inputs["sample"].shape == shape
-            lengths = [axis for part in graph.parts for spec in part.outputs.values() for axis in spec.shape]
+            # rows are not always found: they come from arithmetic on shapes
+            lengths = [axis for part in graph.parts for spec in part.outputs.values() for axis in spec.shape[1:]]
             assert all(isinstance(length, int) for length in lengths)
         for size in ((32, 32), (48, 24)):
             options = {"width": size[0], "height": size[1], "batched_guidance": False}
