@@ -113,7 +113,7 @@ def configuration(pipe: Pipeline, case: Case, result: Result) -> dict[str, Any]:
         "device": denoiser.device,
         "precision": denoiser.precision,
         "threads": case.threads,
-        "residency": case.residency or "keep",
+        "residency": next(iter(pipe.components.values())).residency,
         "vae_tile": pipe.vae_tile,
         "recipe": manifest.recipe,
         "width": made.width,

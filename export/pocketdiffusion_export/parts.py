@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from pocketdiffusion import backends
 from pocketdiffusion.backends.base import SessionOptions
-from pocketdiffusion.backends.streaming import StreamingBackend
+from pocketdiffusion.backends.streaming import open_parts
 from pocketdiffusion.bundle import Bundle, file_entries, write_manifest
 from pocketdiffusion.bundle.manifest import ComponentEntry, GraphPart, version_needed
 from pocketdiffusion.tensors import AnyArray
@@ -119,7 +119,7 @@ def _sqnr(folder: Path, graph: ComponentEntry, engine: str, samples: Mapping[str
     whole = backend.open(folder / graph.graph, "cpu", SessionOptions(weights="compact"))
     expected = [whole.run(feeds) for feeds in samples[graph.graph]]
     whole.close()
-    session = StreamingBackend(backend, folder, graph).open(folder / graph.graph, "cpu", SessionOptions())
+    session = open_parts(backend, folder, graph, "cpu", SessionOptions())
     found = [session.run(feeds) for feeds in samples[graph.graph]]
     session.close()
     return min(verify.compare([e[n] for e in expected], [f[n] for f in found]).sqnr_db for n in graph.outputs)

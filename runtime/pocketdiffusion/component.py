@@ -16,7 +16,7 @@ import numpy as np
 from pocketdiffusion import memory
 from pocketdiffusion.backends.base import Backend, Session, SessionOptions, Weights
 from pocketdiffusion.backends.rows import count_rows, fixed_batch, in_turn, joined
-from pocketdiffusion.backends.streaming import StreamingBackend
+from pocketdiffusion.backends.streaming import open_parts
 from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.errors import BundleCorrupt, NonFinite
 from pocketdiffusion.tensors import AnyArray, TensorSpec
@@ -78,11 +78,6 @@ class Component:
     def streamed(self) -> bool:
         """Whether the graph is opened in parts."""
         return self.residency == "stream" and bool(self.entry.parts)
-
-    @property
-    def _root(self) -> Path:
-        """The bundle's folder."""
-        return self.graph.parents[len(PurePosixPath(self.entry.graph).parts) - 1]
 
     @property
     def session(self) -> Session:
@@ -152,6 +147,8 @@ class Component:
         calls = in_turn(feeds, fixed_batch(self.session.inputs) or rows)
         if self._shapes is not None and not _takes(self.session, calls[0]):
             self._open_for_any()
+            if timings is not None:
+                self.wait(timings)
             calls = in_turn(feeds, fixed_batch(self.session.inputs) or rows)
         return joined([self._run(call, timings) for call in calls], rows)
 
@@ -238,8 +235,7 @@ class Component:
     def _open_into(self, future: Future[tuple[Session, TimedSpan]]) -> None:
         start = time.perf_counter()
         try:
-            backend = StreamingBackend(self.backend, self._root, self.entry) if self.streamed else self.backend
-            session = backend.open(self.graph, self._device, replace(self.options, shapes=self._shapes))
+            session = self._open(replace(self.options, shapes=self._shapes))
             self._compare(session)
             self._precision, self._cached = session.precision, session.cached
             memory.trim()
@@ -247,6 +243,12 @@ class Component:
             future.set_exception(error)
         else:
             future.set_result((session, TimedSpan(f"{self.name}.open", start, time.perf_counter() - start)))
+
+    def _open(self, options: SessionOptions) -> Session:
+        if not self.streamed:
+            return self.backend.open(self.graph, self._device, options)
+        bundle = self.graph.parents[len(PurePosixPath(self.entry.graph).parts) - 1]
+        return open_parts(self.backend, bundle, self.entry, self._device, options)
 
     def _compare(self, session: Session) -> None:
         for kind, listed, found in (

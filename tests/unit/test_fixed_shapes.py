@@ -50,6 +50,14 @@ def test_another_shape_opens_the_graph_for_any_and_only_once() -> None:
     assert shapes(engine) == [(1, 5), (1, 5), (2, 7), (2, 5), (2, 9)] and len(engine.opened) == 2
 
 
+def test_what_a_caller_waits_for_either_opening_is_told() -> None:
+    component, _ = free()
+    timings = Timings()
+    for length in (5, 7, 7):
+        component.run({"x": array(1, length)}, timings)
+    assert [span.name for span in timings.spans].count("wait_open") == 2
+
+
 def test_closing_forgets_the_shapes() -> None:
     component, engine = free()
     run(component, 2, 5)

@@ -16,7 +16,7 @@ from pocketdiffusion.backends import Choice
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.fake import FakeBackend, FakeGraph
 from pocketdiffusion.backends.session import EngineSession
-from pocketdiffusion.backends.streaming import StreamedSession, StreamingBackend
+from pocketdiffusion.backends.streaming import StreamedSession, open_parts
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.manifest import ComponentEntry, GraphPart, version_needed
 from pocketdiffusion.bundle.manifest_json import dump_manifest, parse_manifest
@@ -78,8 +78,8 @@ def engine(**change: Any) -> Watched:
     return Watched(graphs)
 
 
-def stream(backend: Watched, **options: Any) -> StreamedSession:
-    return StreamingBackend(backend, Path("bundle"), ENTRY, **options).open(WHOLE, "cpu", SessionOptions())
+def stream(backend: Watched) -> StreamedSession:
+    return open_parts(backend, Path("bundle"), ENTRY, "cpu", SessionOptions())
 
 
 def test_the_parts_compute_the_whole() -> None:
@@ -127,17 +127,6 @@ def test_parts_are_opened_in_turn_once_a_run_whatever_the_rows() -> None:
     assert all(feeds[key].shape == (1, 3) for _, feeds in backend.runs for key in feeds if key != "t")
 
 
-def test_resident_parts_stay_open() -> None:
-    backend = engine()
-    session = stream(backend, resident_parts=2)
-    for _ in range(2):
-        session.run({"x": X, "t": np.float32(1)})
-    assert backend.opened.count(PARTS[0].graph) == backend.opened.count(PARTS[1].graph) == 1
-    assert backend.opened.count(PARTS[3].graph) == 2
-    session.close()
-    assert sorted(backend.opened) == sorted(backend.closed)
-
-
 def test_a_fixed_batch_is_kept() -> None:
     two = TensorSpec("float32", (2, 3))
 
@@ -157,7 +146,7 @@ def test_a_fixed_batch_is_kept() -> None:
 
 def test_weights_stay_as_stored_and_every_part_has_its_own_identity() -> None:
     backend = engine()
-    StreamingBackend(backend, Path("bundle"), ENTRY).open(WHOLE, "cpu", SessionOptions(identity="digest", threads=3))
+    open_parts(backend, Path("bundle"), ENTRY, "cpu", SessionOptions(identity="digest", threads=3))
     assert backend.options == [
         SessionOptions(weights="compact", passing=True, threads=3, identity=f"digest {PARTS[0].graph}")
     ]

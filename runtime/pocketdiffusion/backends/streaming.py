@@ -1,7 +1,7 @@
 """Graphs in parts, of which few are in memory at a time: for models that are larger than the memory.
 
-A backend around another one. What it opens runs part after part: while one runs, the next is opened in a thread, and a
-part that has run is closed, which frees its weights. Weights stay as they are stored ("compact"), because to turn them
+They run one after another on any backend: while one runs, the next is opened in a thread, and a part that has run is
+closed, which frees its weights. Weights stay as they are stored ("compact"), because to turn them
 into float32 for one run costs more time than it saves, and four times the memory. Every part is opened once a run,
 whatever the number of rows: they go through a part in turn, so that it never holds the activations of more than one.
 Between the parts, only tensors that a later part reads are kept.
@@ -27,45 +27,22 @@ from pocketdiffusion.tensors import AnyArray, TensorSpec
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class StreamingBackend:
-    """A `Backend` that opens graphs in their parts on another one."""
+def open_parts(
+    backend: Backend, bundle: Path, entry: ComponentEntry, device: str, options: SessionOptions
+) -> StreamedSession:
+    """Open the first of the parts that `entry` has below `bundle`. Raises as the backend does, and BundleCorrupt."""
 
-    def __init__(self, backend: Backend, bundle: Path, entry: ComponentEntry, *, resident_parts: int = 0) -> None:
-        """`entry` has parts, whose files lie below `bundle`; its first `resident_parts` stay open from run to run."""
-        self.name, self.formats = backend.name, backend.formats
-        self._backend, self._bundle, self._entry, self._resident = backend, bundle, entry, resident_parts
+    def open_part(part: GraphPart, shapes: Shapes | None) -> Session:
+        identity = options.identity and f"{options.identity} {part.graph}"
+        chosen = replace(options, weights="compact", identity=identity, shapes=shapes, passing=True)
+        session = backend.open(bundle / part.graph, device, chosen)
+        if session.inputs.keys() != part.inputs.keys() or session.outputs.keys() != part.outputs.keys():
+            session.close()
+            raise BundleCorrupt(part.graph, "has other inputs or outputs than the manifest says")
+        return session
 
-    def devices(self) -> list[str]:
-        """The other backend's."""
-        return self._backend.devices()
-
-    def version(self) -> str:
-        """The other backend's."""
-        return self._backend.version()
-
-    def fixes_shapes(self, device: str) -> bool:
-        """As the other backend does."""
-        return self._backend.fixes_shapes(device)
-
-    def precisions(self, device: str) -> tuple[str, ...]:
-        """The other backend's."""
-        return self._backend.precisions(device)
-
-    def open(self, graph: Path, device: str, options: SessionOptions) -> StreamedSession:
-        """Open the first part of a graph. Raises as the other backend does, and BundleCorrupt."""
-
-        def open_part(part: GraphPart, shapes: Shapes | None) -> Session:
-            identity = options.identity and f"{options.identity} {part.graph}"
-            chosen = replace(options, weights="compact", identity=identity, shapes=shapes, passing=True)
-            session = self._backend.open(self._bundle / part.graph, device, chosen)
-            if session.inputs.keys() != part.inputs.keys() or session.outputs.keys() != part.outputs.keys():
-                session.close()
-                raise BundleCorrupt(part.graph, "has other inputs or outputs than the manifest says")
-            return session
-
-        memory.return_large_blocks()
-        parts = _Parts(self._entry.parts, open_part, options.shapes, self._resident)
-        return StreamedSession(label(graph), self._entry, parts)
+    memory.return_large_blocks()
+    return StreamedSession(label(bundle / entry.graph), entry, _Parts(entry.parts, open_part, options.shapes))
 
 
 class StreamedSession:
@@ -140,9 +117,8 @@ class _Parts:
         parts: Sequence[GraphPart],
         open_part: Callable[[GraphPart, Shapes | None], Session],
         shapes: Shapes | None,
-        resident: int,
     ) -> None:
-        self._parts, self._open_part, self._resident = parts, open_part, resident
+        self._parts, self._open_part = parts, open_part
         self._shapes = None if shapes is None else dict(shapes)
         self._open: dict[int, Future[Session]] = {}
 
@@ -177,9 +153,8 @@ class _Parts:
             raise
 
     def done(self, index: int) -> None:
-        """Close a part that ran, unless it is resident."""
-        if index >= self._resident:
-            self._close([index])
+        """Close a part that ran."""
+        self._close([index])
 
     def close(self) -> None:
         """Close all."""
