@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pocketdiffusion_bench.peers.runners.openvino_options import options, precision
     from pocketdiffusion_bench.peers.runners.protocol import Job, finish, normal, start
 else:
+    from openvino_options import options, precision
     from protocol import Job, finish, normal, start
-
-NAMES = {"float32": "f32", "bfloat16": "bf16"}
-"""Torch's names -> OpenVINO's."""
 
 
 def main() -> None:
@@ -29,10 +28,7 @@ def main() -> None:
     from PIL import Image
 
     job.events.enter("load")
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": NAMES[job.settings["precision"]]}
-    if job.case["threads"] is not None:
-        options["INFERENCE_NUM_THREADS"] = job.case["threads"]
-    pipe = genai.Text2ImagePipeline(job.settings["model"], "CPU", **options)
+    pipe = genai.Text2ImagePipeline(job.settings["model"], "CPU", **options(job))
     config = Path(job.settings["model"]) / "scheduler" / "scheduler_config.json"
     if kind := job.settings["scheduler"]:
         pipe.set_scheduler(genai.Scheduler.from_config(config, getattr(genai.Scheduler.Type, kind)))
@@ -45,7 +41,7 @@ def main() -> None:
         "version": openvino.__version__,
         "openvino-genai": genai.__version__,
         "device": "openvino:cpu",
-        **_effective(openvino, options),
+        **_effective(openvino, job),
         "recipe": job.settings["recipe"],
         "graphs": job.settings["graphs"],
         "width": width,
@@ -88,16 +84,12 @@ def _pixels(job: Job, pipe: Any, noise: Any, ends: list[float]) -> Any:
     return found.data[0]
 
 
-def _effective(openvino: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """What this machine's engine makes of the options."""
+def _effective(openvino: Any, job: Job) -> dict[str, Any]:
+    """What this machine's engine makes of the job's options."""
     value = openvino.opset13.parameter([1], openvino.Type.f32)
     graph = openvino.Model([openvino.opset13.relu(value)], [value])
-    compiled = openvino.Core().compile_model(graph, "CPU", options)
-    short = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    return {
-        "precision": {short: name for name, short in NAMES.items()}.get(short, short),
-        "threads": compiled.get_property("INFERENCE_NUM_THREADS"),
-    }
+    compiled = openvino.Core().compile_model(graph, "CPU", options(job))
+    return {"precision": precision(compiled), "threads": compiled.get_property("INFERENCE_NUM_THREADS")}
 
 
 def _generator(openvino: Any, genai: Any, seed: int) -> Any:

@@ -6,17 +6,16 @@ as they do by default.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pocketdiffusion_bench.peers.runners.diffusers_api import Drawing
+    from pocketdiffusion_bench.peers.runners.openvino_options import options, precision
     from pocketdiffusion_bench.peers.runners.protocol import finish, start
 else:
     from diffusers_api import Drawing
+    from openvino_options import options, precision
     from protocol import finish, start
-
-NAMES = {"float32": "f32", "bfloat16": "bf16"}
-"""Torch's names -> OpenVINO's."""
 
 
 def main() -> None:
@@ -28,22 +27,19 @@ def main() -> None:
     from optimum.intel.version import __version__
 
     job.events.enter("load")
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": NAMES[job.settings["precision"]]}
     if job.case["threads"] is not None:
         torch.set_num_threads(job.case["threads"])
-        options["INFERENCE_NUM_THREADS"] = str(job.case["threads"])
-    pipe = OVDiffusionPipeline.from_pretrained(job.settings["model"], device="CPU", ov_config=options)
+    properties = {name: str(value) for name, value in options(job).items()}
+    pipe = OVDiffusionPipeline.from_pretrained(job.settings["model"], device="CPU", ov_config=properties)
     drawing = Drawing(job, pipe, torch.float32)
     image = job.draw(drawing.picture)
     compiled = {part: getattr(pipe, part).request for part in ("text_encoder", "unet", "vae_decoder")}
-    found = {part: model.get_property("INFERENCE_PRECISION_HINT").to_string() for part, model in compiled.items()}
-    names = {short: name for name, short in NAMES.items()}
     engine = {
         "engine": "openvino",
         "version": openvino.__version__,
         "optimum-intel": __version__,
         "device": "openvino:" + ",".join(compiled["unet"].get_property("EXECUTION_DEVICES")).lower(),
-        "precision": "+".join(sorted({names.get(short, short) for short in found.values()})),
+        "precision": "+".join(sorted({precision(model) for model in compiled.values()})),
         "threads": compiled["unet"].get_property("INFERENCE_NUM_THREADS"),
         "recipe": job.settings["recipe"],
         "graphs": job.settings["graphs"],
