@@ -37,6 +37,8 @@ class Case:
     guidance: float | None = None
     preset: str | None = None
     """Ours only: how much work is left out, a name in `pocketdiffusion.presets.PRESETS`."""
+    decoder: str | None = None
+    """Ours only: "full", or a model's "tiny" one."""
     prompt: str = PROMPT
     seed: int = 0
     residency: str | None = None

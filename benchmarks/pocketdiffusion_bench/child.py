@@ -84,6 +84,7 @@ def _picture(pipe: Pipeline, case: Case, file: Path, log: EventLog, closings: Se
         sampler=case.sampler,
         guidance_scale=case.guidance,
         preset=case.preset or EXACT,
+        decoder=case.decoder,
         seed=case.seed,
     )
     made = time.perf_counter()
@@ -101,6 +102,7 @@ def _picture(pipe: Pipeline, case: Case, file: Path, log: EventLog, closings: Se
 def configuration(pipe: Pipeline, case: Case, result: Result) -> dict[str, Any]:
     """What was really used, as the sessions and the manifest say. Nothing in it names this machine or its paths."""
     from pocketdiffusion import __version__
+    from pocketdiffusion.presets import DECODERS
     from pocketdiffusion.sampling import SAMPLERS, SCHEDULES
     from pocketdiffusion.sampling.names import sampler_and_schedule, schedule_name
 
@@ -123,6 +125,7 @@ def configuration(pipe: Pipeline, case: Case, result: Result) -> dict[str, Any]:
         "schedule": schedule_name(made.schedule or "", SCHEDULES),
         "guidance": made.guidance_scale,
         "preset": case.preset or EXACT,
+        "decoder": next((short for short, name in DECODERS.items() if name in result.configuration), None),
         "bundle": pipe.bundle.digest,
         "pocketdiffusion": __version__,
         "components": {

@@ -28,6 +28,7 @@ LISTS = (
     "sampler",
     "guidance",
     "preset",
+    "decoder",
     "residency",
     "vae_tile",
 )
@@ -48,6 +49,7 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sampler", type=words, default=[None], help="e.g. 'euler,dpm++ 2m'")
     group.add_argument("--guidance", type=listed(_number), default=[None], metavar="SCALE")
     group.add_argument("--preset", type=listed(preset), default=[None], help=", ".join(PRESETS))
+    group.add_argument("--decoder", type=words, default=[None], help="as of generate: full, tiny")
     group.add_argument("--residency", type=words, default=[None], help="keep, release, stream")
     group.add_argument("--vae-tile", type=listed(whole), default=[None], metavar="PIXELS", help="as of generate")
     group.add_argument("--memory-limit", type=listed(amount), default=[None], metavar="SIZE", help="e.g. 1GB,500MB")

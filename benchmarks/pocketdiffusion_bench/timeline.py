@@ -11,6 +11,7 @@ PLACES = {
     "text_encoder": "text_encode",
     "vae_encoder": "vae_encode",
     "vae_decoder": "vae_decode",
+    "tiny_vae_decoder": "vae_decode",
     "safety_checker": "convert",
     "judge": "convert",
 }

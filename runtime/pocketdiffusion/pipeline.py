@@ -156,6 +156,7 @@ class Pipeline:
         request = prompt if isinstance(prompt, Request) else make_request(prompt, **fields)
         request = resolve(request, self.bundle.manifest.numbers, self.bundle.manifest.tasks)
         request = replace(request, vae_tile=self.vae_tile if request.vae_tile is None else request.vae_tile)
+        request = vae.with_decoder(request, self.bundle.manifest.name, self.components, self.vae_bands)
         self._check(request)
         options = {} if request.eta is None else {"eta": request.eta}
         plan = sampling_plan(self.scheduler_config, sampler=request.sampler, schedule=request.schedule, options=options)
@@ -202,7 +203,7 @@ class Pipeline:
             messages=(
                 *conditioning.messages,
                 *run.messages,
-                *self._tile_messages(request),
+                *self._vae_messages(request),
                 *self._safety_messages(flags),
                 *([] if run.memory is None else [self.budget.report(run.memory)]),
             ),
@@ -252,8 +253,9 @@ class Pipeline:
             with run.timings.span("vae_decode"):
                 decoder = self.components["vae_decoder"]
                 return vae.decode(decoder, latents, run.numbers, run.timings, bands=self.vae_bands)
-        with self._part("vae_decoder", run.request).use() as decoder:
-            tile = self._tile("vae_decoder", run.request)
+        name = vae.decoder_of(run.request)
+        with self._part(name, run.request).use() as decoder:
+            tile = self._tile(name, run.request)
             decoder.expect({"latent_sample": (1, run.numbers.latent_channels, *tile)})
             decoder.wait(run.timings)
             with run.timings.span("vae_decode"):
@@ -290,7 +292,7 @@ class Pipeline:
         texts = [name for name in self.components if name.startswith("text_encoder")]
         first = [*texts, self._family.denoiser]
         encoder = ["vae_encoder"] if request.image is not None else []
-        decoder = ["vae_decoder"] if request.output_type != "latent" else []
+        decoder = [vae.decoder_of(request)] if request.output_type != "latent" else []
         checker = [self.safety_checker.component.name] if decoder and self.safety_checker is not None else []
         judge = [part.name for part in (self.judge.text, self.judge.image)] if self.judge and request.best else []
         return first + encoder + decoder + checker + judge
@@ -364,17 +366,20 @@ class Pipeline:
             latents=latents,
         )
 
-    def _tile_messages(self, request: Request) -> list[str]:
+    def _vae_messages(self, request: Request) -> list[str]:
         height, width = self._latent_shape(request)[2:]
         parts = [name for name in self._needed(request) if name in vae.COMPONENTS]
         tiles = {name: self._tile(name, request) for name in parts}
         factor = self.bundle.manifest.numbers.vae_factor
-        return [
+        told = [
             f"{name} ran in {count((height, width), tile)} tiles of {_pixels(tile, factor)} pixels; "
             "in one piece it gives a slightly different picture"
             for name, tile in tiles.items()
             if tile != (height, width)
         ]
+        if vae.TINY in parts:
+            told.append("the tiny decoder drew the pictures; the full one (--decoder full) draws finer detail")
+        return told
 
     def _safety_messages(self, flags: list[bool] | None) -> list[str]:
         if COMPONENT in self.components and self.safety_checker is None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+DECODERS = {"full": "vae_decoder", "tiny": "tiny_vae_decoder"}
+"""What `Request.decoder` may say -> the component of a bundle that it means."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:
@@ -19,6 +22,8 @@ class Preset:
     """The same for samplers that draw noise on the way, whose answers are harder to forecast."""
     guidance_hold: float | None = None
     """Part of the run from which guidance needs no pass of its own, see `Request.guidance_hold`."""
+    decoder: str | None = None
+    """A key of `DECODERS`, which is taken where the bundle has it, see `Request.decoder`."""
 
     def steps(self, *, stochastic: bool) -> int | None:
         """The number of computed steps for a kind of sampler."""
@@ -28,7 +33,7 @@ class Preset:
 PRESETS: Mapping[str, Preset] = {
     "exact": Preset(),
     "balanced": Preset(computed_steps=5, computed_steps_stochastic=10, guidance_hold=0.7),
-    "fast": Preset(computed_steps=4, computed_steps_stochastic=8, guidance_hold=0.7),
+    "fast": Preset(computed_steps=4, computed_steps_stochastic=8, guidance_hold=0.7, decoder="tiny"),
 }
 """Chosen on the embedded model; `python -m pocketdiffusion_bench.presets` measures what they gain and lose, and the
 README shows it.

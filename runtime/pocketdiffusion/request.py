@@ -17,7 +17,7 @@ from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.image import from_image, resize
 from pocketdiffusion.noise import DEVICES, Generator, image_generators, random_seed
-from pocketdiffusion.presets import PRESETS
+from pocketdiffusion.presets import DECODERS, PRESETS
 from pocketdiffusion.tensors import Array
 
 MAX_SIDE = 4096
@@ -72,7 +72,11 @@ class Request:
     """The run's own noise levels, falling, in place of a number of steps."""
     preset: str = "exact"
     """How much work is left out, a name in `presets.PRESETS`: "exact" leaves out nothing, "balanced" and "fast" set
-    `computed_steps` and `guidance_hold` where they are not given."""
+    `computed_steps` and `guidance_hold` where they are not given, and "fast" takes the tiny decoder of a bundle that
+    has one."""
+    decoder: str | None = None
+    """What turns latents into pictures: "full", or "tiny", which is many times faster and draws less detail. None is
+    the preset's, or else the full one, unless a memory limit leaves room for the tiny one only."""
     computed_steps: int | None = None
     """3 to 1000: steps at which the denoiser runs, spread over the run; at the others its answer is forecast from
     earlier ones. None or no fewer than the steps there are: all of them."""
@@ -134,6 +138,8 @@ class Request:
         _check_interval(self.guidance_interval)
         one_of("output_type", self.output_type, OUTPUT_TYPES)
         one_of("preset", self.preset, tuple(PRESETS))
+        if self.decoder is not None:
+            one_of("decoder", self.decoder, tuple(DECODERS))
         one_of("long_prompt", self.long_prompt, LONG_PROMPT)
         if len(self.seeds) != self.batch:
             raise InvalidRequest("seed", f"{len(self.seeds)} seeds for {self.batch} images; give one for each")

@@ -147,6 +147,8 @@ def _unusual(request: Request) -> dict[str, str]:
         found["Computed steps"] = str(request.computed_steps)
     if request.guidance_hold is not None:
         found["Guidance hold"] = f"{request.guidance_hold:g}"
+    if request.decoder == "tiny":
+        found["Decoder"] = request.decoder
     if request.guidance_rescale:
         found["Guidance rescale"] = f"{request.guidance_rescale:g}"
     if request.guidance_interval != (0.0, 1.0):

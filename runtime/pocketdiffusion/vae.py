@@ -3,19 +3,50 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
+from dataclasses import replace
 
 import numpy as np
 
 from pocketdiffusion.bands import run as run_in_bands
 from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.component import Component
-from pocketdiffusion.errors import GraphFailed, InvalidRequest
+from pocketdiffusion.errors import BundleUnsupported, GraphFailed, InvalidRequest
+from pocketdiffusion.presets import DECODERS, PRESETS
+from pocketdiffusion.request import Request
 from pocketdiffusion.tensors import Array, Noise
 from pocketdiffusion.tiles import LEAST, Axes, Size, blended, shape
 from pocketdiffusion.timing import Timings
 
-COMPONENTS = ("vae_encoder", "vae_decoder")
+COMPONENTS = ("vae_encoder", *DECODERS.values())
 """Those that can run in tiles."""
+TINY = DECODERS["tiny"]
+"""A distilled decoder (TAESD's kind): takes the denoiser's latents as they are, whatever scale the full one needs."""
+
+
+def with_decoder(request: Request, bundle: str, components: Container[str], bands: int | None) -> Request:
+    """The request with its decoder, as far as it and its preset say; None leaves it to a memory limit.
+
+    `components` are those of a `bundle` of that name; `bands` are those of the pipeline, which only the full decoder
+    has. Raises BundleUnsupported for a tiny decoder that is not there, and InvalidRequest for one with bands.
+    """
+    if request.decoder is None:
+        preset = PRESETS[request.preset].decoder
+        able = preset is not None and DECODERS[preset] in components
+        return replace(request, decoder="full" if bands is not None else preset if able else None)
+    if DECODERS[request.decoder] not in components:
+        raise BundleUnsupported(
+            f"decoder '{request.decoder}' was asked; {bundle} has none: leave it out, or add one with "
+            "`pocketdiffusion export BUNDLE DEST --tiny-vae SOURCE`"
+        )
+    if request.decoder == "tiny" and bands is not None:
+        raise InvalidRequest("decoder", f"decoder is 'tiny' and vae_bands {bands}; only the full decoder runs in bands")
+    return request
+
+
+def decoder_of(request: Request) -> str:
+    """The component that decodes."""
+    return DECODERS[request.decoder or "full"]
 
 
 def tile_for(component: Component, size: Size, numbers: Numbers, most: int | None) -> Size:
@@ -57,7 +88,9 @@ def decode(
     picture differs a little. Bringing the tiles' means together, by their overlaps or by a decode of the shrunk
     latents, was measured and left out: it made the difference larger. `bands` of so many rows give what the whole does.
     """
-    raw = latents / np.float32(numbers.latent_scale) + np.float32(numbers.latent_shift)
+    raw = latents
+    if decoder.name != TINY:
+        raw = latents / np.float32(numbers.latent_scale) + np.float32(numbers.latent_shift)
 
     def compute(cells: Array) -> Array:
         feeds = {"latent_sample": cells}

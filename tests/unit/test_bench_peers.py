@@ -111,6 +111,7 @@ def test_a_runner_gets_what_the_case_leaves_open(peer: Peer, tiny_bundle: Bundle
         ({"recipe": "int8"}, "diffusers has no recipe 'int8'; it has: fp32"),
         ({"vae_tile": 256}, "diffusers has no vae_tile '256'; that is pocketdiffusion's own setting"),
         ({"preset": "fast"}, "diffusers has no preset 'fast'; that is pocketdiffusion's own setting"),
+        ({"decoder": "tiny"}, "diffusers has no decoder 'tiny'; that is pocketdiffusion's own setting"),
         ({"residency": "keep"}, "diffusers has no residency 'keep'; that is pocketdiffusion's own setting"),
         ({"sampler": "dpm++ 3m sde"}, "diffusers has no sampler 'dpm++ 3m sde'; it has: ddim"),
         ({"sampler": "Euler Karras"}, "diffusers has no sampler 'Euler Karras'; it has: ddim"),

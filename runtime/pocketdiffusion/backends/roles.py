@@ -9,7 +9,9 @@ from pocketdiffusion.errors import InvalidRequest
 
 DEFAULT = "default"
 ROLES = ("text_encoder", "denoiser", "vae", DEFAULT)
-ALIASES = {"unet": "denoiser", "transformer": "denoiser", "vae_decoder": "vae", "vae_encoder": "vae"}
+ALIASES = {"unet": "denoiser", "transformer": "denoiser"} | dict.fromkeys(
+    ("vae_decoder", "tiny_vae_decoder", "vae_encoder"), "vae"
+)
 
 
 def parse_devices(devices: str | Mapping[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 from pocketdiffusion.cli.command import Command
 from pocketdiffusion.cli.progress import Progress
 from pocketdiffusion.cli.values import amount
+from pocketdiffusion.presets import DECODERS
 
 DEFAULT_MODEL = "sticker"
 
@@ -89,6 +90,11 @@ def _sampling_options(parser: argparse.ArgumentParser) -> None:
         default="exact",
         metavar="NAME",
         help="balanced or fast: leave out part of the work, for a slightly different picture (default: exact)",
+    )
+    group.add_argument(
+        "--decoder",
+        choices=tuple(DECODERS),
+        help="tiny: much faster pictures with less detail, of models that have a tiny decoder (default: the preset's)",
     )
     group.add_argument(
         "--computed-steps", type=int, metavar="N", help="run the denoiser at N of the steps and forecast the others"
@@ -205,6 +211,7 @@ def _fields(args: argparse.Namespace) -> dict[str, Any]:
         "sampler": args.sampler,
         "schedule": args.schedule,
         "preset": args.preset,
+        "decoder": args.decoder,
         "computed_steps": args.computed_steps,
         "eta": args.eta,
         "clip_skip": args.clip_skip,

@@ -17,6 +17,7 @@ from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.component import Component, Residency
 from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.families.guidance import takes_scale
+from pocketdiffusion.presets import DECODERS
 from pocketdiffusion.request import Request
 from pocketdiffusion.tiles import LEAST
 from pocketdiffusion.tuning.choice import can_be_compact
@@ -30,7 +31,7 @@ TILES = (0.75, 0.5, 0.375, 0.25)
 """Sides of tiles that are tried, as parts of the picture's."""
 PICTURES = 3
 """Copies of all pictures, float32, that exist when the last is decoded."""
-ORDER = ("text_encoder", "vae_encoder", "unet", "transformer", "vae_decoder", "safety_checker")
+ORDER = ("text_encoder", "vae_encoder", "unet", "transformer", "vae_decoder", vae.TINY, "safety_checker")
 """In which components come to work; names with more to them go with the first that they start with."""
 
 
@@ -61,14 +62,16 @@ class Budget:
         if self.limit is None:
             return request, None
         key = (self.limit, request.width, request.height, request.batch, self._passes(request), *needed)
-        key += (request.batched_guidance, request.vae_tile)
+        key += (request.batched_guidance, request.vae_tile, request.decoder)
         if key not in self._planned:
             self._planned[key] = self._plan(request, needed, self.limit)
         plan = self._planned[key]
         if key != self._current:
             self._hold(plan.strategy)
             self._current = key
-        return replace(request, batched_guidance=plan.strategy.batched, vae_tile=plan.strategy.tile), plan
+        way = plan.strategy
+        decoder = "tiny" if way.tiny else request.decoder
+        return replace(request, batched_guidance=way.batched, vae_tile=way.tile, decoder=decoder), plan
 
     def report(self, plan: Plan) -> str:
         """What was predicted and what the process's peak was."""
@@ -89,6 +92,7 @@ class Budget:
             [False, True] if not self.keep_weights and any(map(self._compactable, needed)) else [False],
             [True, False] if request.batched_guidance and self._passes(request) > 1 else [request.batched_guidance],
             [request.vae_tile, *self._tiles(request, needed)],
+            [False, True] if self._may_be_tiny(request, needed) else [False],
         )
         planner = Planner(self.footprints, self.say)
         return planner.plan(ways, lambda way: list(self._stages(request, needed, way)), base=now.rss, limit=limit)
@@ -101,9 +105,14 @@ class Budget:
     def _compactable(self, name: str) -> bool:
         return self._weights[name] == "fast" and can_be_compact(self._components[name].entry)
 
+    def _may_be_tiny(self, request: Request, needed: Sequence[str]) -> bool:
+        """Whether the tiny decoder may take the full one's place: nobody asked for either."""
+        return request.decoder is None and DECODERS["full"] in needed and vae.TINY in self._components
+
     def _stages(self, request: Request, needed: Sequence[str], way: Strategy) -> Iterator[Stage]:
         pictures = PICTURES * request.batch * prod(self._size(request)) * 3 * 4
-        for name in sorted(needed, key=_place):
+        used = [vae.TINY if way.tiny and name == DECODERS["full"] else name for name in needed]
+        for name in sorted(used, key=_place):
             late = _place(name) >= ORDER.index("vae_decoder")
             yield Stage(self._subject(request, name, way), way.residency == "keep", pictures if late else 0)
 

@@ -37,12 +37,15 @@ class Strategy:
     """The passes of guidance in one batch; False: in turn."""
     tile: int | None = None
     """The VAE computes at most this many pixels squared at a time."""
+    tiny: bool = False
+    """The tiny decoder in place of the full one, which it does not equal."""
 
     def __str__(self) -> str:
         parts = [RESIDENCIES[self.residency]]
         parts += ["weights held compact"] if self.compact else []
         parts += [] if self.batched else ["guidance in turn"]
         parts += [] if self.tile is None else [f"VAE in tiles of at most {self.tile}x{self.tile} pixels"]
+        parts += ["the tiny decoder, which draws less detail"] if self.tiny else []
         return ", ".join(parts)
 
 
@@ -80,10 +83,15 @@ class Plan:
 
 
 def strategies(
-    residencies: Sequence[Residency], compact: Sequence[bool], batched: Sequence[bool], tiles: Sequence[int | None]
+    residencies: Sequence[Residency],
+    compact: Sequence[bool],
+    batched: Sequence[bool],
+    tiles: Sequence[int | None],
+    tiny: Sequence[bool] = (False,),
 ) -> list[Strategy]:
-    """All combinations, what costs least first: guidance in turn, then reopening, compact weights, and tiles."""
-    return [Strategy(r, c, b, t) for t, c, r, b in product(tiles, compact, residencies, batched)]
+    """All combinations, what costs least first: guidance in turn, then reopening, compact weights, and tiles; a tiny
+    decoder only when all of that is too much."""
+    return [Strategy(r, c, b, t, d) for d, t, c, r, b in product(tiny, tiles, compact, residencies, batched)]
 
 
 def predicted(stages: Sequence[Stage], found: Mapping[str, Memory], base: int) -> int:
