@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from pocketdiffusion_export.export import Made, Summary
 
 USUAL = {"target": "onnx", "recipe": "fp32", "size": DYNAMIC, "batch": None, "preset": None, "accept_error": False}
+USUAL |= {"banded_vae": False}
 """What the options of an export from torch are when they are not given."""
+CHANGES = ("part_size", "tiny_vae")
+"""Options that change a bundle, one at a time."""
 REQUIRED = ("torch", "diffusers", "transformers", "onnx")
 
 
@@ -30,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="Diffusers folder, .safetensors checkpoint, random:NAME, or with --part-size a bundle",
+        help="Diffusers folder, .safetensors checkpoint, random:NAME, or with --part-size or --tiny-vae a bundle",
     )
     parser.add_argument("destination", metavar="DEST", help="bundle to write; a bundle that is there is replaced")
     parser.add_argument(
@@ -67,6 +70,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="also cut components with more weights into parts of at most MB megabytes, which read the same weights, "
         "for generate --residency stream: less memory, slower steps. A bundle as SOURCE is copied, and the copy cut",
     )
+    parser.add_argument(
+        "--tiny-vae",
+        metavar="SOURCE",
+        help="also write a tiny decoder, for `generate --decoder tiny`, of this Diffusers folder of an AutoencoderTiny "
+        "for the model's latents, or random:taesd (a folder tiny_vae in SOURCE is taken without a word). A bundle as "
+        "SOURCE is copied, and the copy gets it",
+    )
     parser.add_argument("--preset", help="TOML file with name, licence and numbers; see models/README.md")
     parser.add_argument(
         "--accept-error", action="store_true", help="write the bundle although a figure is under its threshold"
@@ -81,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"[{time.perf_counter() - start:6.1f} s] {line}", file=sys.stderr, flush=True)
 
     if (Path(args.source) / "manifest.json").is_file():
-        return _cut(args, say)
+        return _change(args, say)
     plan = make_plan(
         args.source,
         args.destination,
@@ -93,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         preset=args.preset,
         accept_error=args.accept_error,
         banded_vae=args.banded_vae,
+        tiny_vae=args.tiny_vae,
     )
     _require_libraries()
     from pocketdiffusion_export.export import export
@@ -104,19 +115,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cut(args: argparse.Namespace, say: Callable[[str], None]) -> int:
-    """A copy of a bundle, with parts."""
-    needless = [f"--{name.replace('_', '-')}" for name, usual in USUAL.items() if getattr(args, name) != usual]
-    if args.part_size is None or needless:
-        given = f", and {', '.join(needless)} was given" if needless else ""
+def _change(args: argparse.Namespace, say: Callable[[str], None]) -> int:
+    """A copy of a bundle, with parts or with a tiny decoder."""
+    asked = [name for name in CHANGES if getattr(args, name) is not None]
+    able = {"accept_error"} if asked == ["tiny_vae"] else set()
+    needless = [name for name in USUAL if getattr(args, name) != USUAL[name] and name not in able]
+    if len(asked) != 1 or needless:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in [*asked, *needless])
         raise ExportError(
-            f"{args.source} is a bundle, which can be cut into parts and no more{given}; give --part-size MB alone, or "
-            "a bundle's source"
+            f"{args.source} is a bundle, which can be cut into parts or get a tiny decoder and no more"
+            f"{f', and {given} was given' if given else ''}; give --part-size MB or --tiny-vae SOURCE alone, or a "
+            "bundle's source"
         )
     _require_libraries()
+    from pocketdiffusion_export.additions import add_tiny_vae
     from pocketdiffusion_export.parts import cut_bundle
 
-    for note in cut_bundle(Path(args.source), Path(args.destination), args.part_size, say):
+    source, destination = Path(args.source), Path(args.destination)
+    if args.tiny_vae is not None:
+        notes = add_tiny_vae(source, destination, args.tiny_vae, say, accept_error=args.accept_error)
+    else:
+        notes = cut_bundle(source, destination, args.part_size, say)
+    for note in notes:
         print(f"{args.destination}: {note}", file=sys.stderr)
     print(args.destination)
     return 0

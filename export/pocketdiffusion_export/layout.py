@@ -21,6 +21,11 @@ from pocketdiffusion_export.plan import ExportPlan
 from pocketdiffusion_export.verify import Measured
 
 PATH_KEYS = frozenset({"_name_or_path", "name_or_path"})
+GOLDEN = "golden.safetensors"
+QUANTIZATION = "quantization.json"
+"""Which weights were quantized with which error, and which stayed float and why."""
+WEIGHTS = "weights.json"
+"""SQNR of each weight in dB, where a graph was read back because no engine here opens it."""
 TOKENIZER_FILES = ("merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
 TOOLS = (
     "coremltools",
@@ -80,16 +85,21 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def write_readme(
-    manifest: Manifest, measured: Sequence[Measured], notes: Sequence[str], plan: ExportPlan, folder: Path
-) -> None:
-    """README.md of the bundle: what it is, its terms, and how near it is to its source."""
-    rows = [
+def table(measured: Sequence[Measured]) -> list[str]:
+    """How near components are to their source, as lines of Markdown."""
+    head = ["| component | engine | output | SQNR | PSNR | worst channel |", "|---|---|---|---|---|---|"]
+    return head + [
         f"| {item.component} | {item.engine} | {name} | {figures.sqnr_db:.1f} | {figures.psnr_db:.1f} "
         f"| {figures.worst_channel_db:.1f} |"
         for item in measured
         for name, figures in item.outputs.items()
     ]
+
+
+def write_readme(
+    manifest: Manifest, measured: Sequence[Measured], notes: Sequence[str], plan: ExportPlan, folder: Path
+) -> None:
+    """README.md of the bundle: what it is, its terms, and how near it is to its source."""
     image = manifest.golden_image
     lines = [
         f"# {manifest.name}",
@@ -100,9 +110,7 @@ def write_readme(
         "",
         "Against the float32 source in torch, on the source's own inputs (dB):",
         "",
-        "| component | engine | output | SQNR | PSNR | worst channel |",
-        "|---|---|---|---|---|---|",
-        *rows,
+        *table(measured),
     ]
     lines += [line for note in notes for line in ("", note)]
     if image is not None and image.psnr_db is None:

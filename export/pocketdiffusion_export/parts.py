@@ -7,7 +7,7 @@ runs them. They can be made while a model is exported, or later from a bundle.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,20 +68,31 @@ def cut_bundle(source: Path, destination: Path, part_size: int, say: Say) -> tup
     """Write a copy of a bundle with parts of at most `part_size` megabytes of weights. Returns what was found, for
     people. Raises BundleError, ExportError; then nothing was written or replaced.
     """
-    if destination.resolve() == source.resolve():
-        raise ExportError(f"the destination {destination} is the bundle that is cut; choose another folder")
     say(f"checking {source}")
-    bundle = Bundle.open(source)
+    bundle = open_own(source, destination)
     limit = part_bytes(part_size, {entry.format for entry in bundle.manifest.components.values()})
-    if not bundle.hashed:
-        raise ExportError(f"{source} is no bundle of pocketdiffusion; export its source with --part-size instead")
     with assembled(destination) as folder:
         old = {part.graph for entry in bundle.manifest.components.values() for g in entry.graphs for part in g.parts}
-        for file in bundle.manifest.files:
-            if file.path not in old:
-                (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(bundle.path / file.path, folder / file.path)
+        copy_files(bundle, folder, without=old)
         return _cut_copy(bundle, folder, limit, say)
+
+
+def open_own(source: Path, destination: Path) -> Bundle:
+    """A bundle to change a copy of. Raises BundleError, and ExportError for another exporter's folder."""
+    if destination.resolve() == source.resolve():
+        raise ExportError(f"the destination {destination} is the bundle that is changed; choose another folder")
+    bundle = Bundle.open(source)
+    if not bundle.hashed:
+        raise ExportError(f"{source} is no bundle of pocketdiffusion; export its source instead")
+    return bundle
+
+
+def copy_files(bundle: Bundle, folder: Path, without: Container[str] = ()) -> None:
+    """Copy a bundle's files, but for its manifest and those `without`, to a folder."""
+    for file in bundle.manifest.files:
+        if file.path not in without:
+            (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.path / file.path, folder / file.path)
 
 
 def _cut_copy(bundle: Bundle, folder: Path, limit: int, say: Say) -> tuple[str, ...]:
@@ -93,12 +104,17 @@ def _cut_copy(bundle: Bundle, folder: Path, limit: int, say: Say) -> tuple[str, 
         samples = {graph.graph: [_sample(name, graph, golden)] for graph in entry.graphs}
         entries[name], made = cut_component(folder, entry, limit, samples, verify.engines(entry.format))
         notes += made
-    readme = folder / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else f"# {manifest.name}\n"
-    readme.write_text(text + "".join(f"\n{note}\n" for note in notes), encoding="utf-8", newline="\n")
+    append_readme(folder, manifest.name, notes)
     version = version_needed(entries)
     write_manifest(folder, replace(manifest, components=entries, files=file_entries(folder), format_version=version))
     return tuple(notes)
+
+
+def append_readme(folder: Path, name: str, paragraphs: Sequence[str]) -> None:
+    """Add to the README.md of a bundle of that name."""
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else f"# {name}\n"
+    readme.write_text(text + "".join(f"\n{each}\n" for each in paragraphs), encoding="utf-8", newline="\n")
 
 
 def _sample(name: str, graph: ComponentEntry, golden: Mapping[str, AnyArray]) -> Feeds:

@@ -85,6 +85,8 @@ class ExportPlan:
     """Graphs take these sizes (width, height) and no others, the first of which is the one in `numbers`; () is any."""
     bands: bool = False
     """The VAE's decoder is also cut into pieces that run over bands of a picture."""
+    tiny_vae: str | None = None
+    """Where a tiny decoder comes from, besides the source's own; see `sources/tiny_vae.py`."""
     part_bytes: int | None = None
     """Components with more weights are also cut into parts of at most so many bytes; None cuts nothing."""
     batch: int | None = None
@@ -115,6 +117,7 @@ def make_plan(
     preset: str | Path | None = None,
     accept_error: bool = False,
     banded_vae: bool = False,
+    tiny_vae: str | None = None,
 ) -> ExportPlan:
     """A checked plan. `target` is one name or several with commas between them, `size` "dynamic" or one or several
     of "WIDTHxHEIGHT", `part_size` in megabytes.
@@ -141,6 +144,7 @@ def make_plan(
         recipe=RECIPES[recipe],
         accept_error=accept_error,
         bands=banded_vae,
+        tiny_vae=tiny_vae,
         part_bytes=None if part_size is None else part_bytes(part_size, targets),
         **{"name": destination.name, "source_name": Path(source).name, **given},
     )

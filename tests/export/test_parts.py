@@ -172,8 +172,11 @@ def test_what_can_not_be_cut_is_said_at_once(options: list[str], reason: str, tm
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ([], "is a bundle, which can be cut into parts and no more; give --part-size MB alone"),
-        (["--part-size", "4", "--recipe", "int8"], "cut into parts and no more, and --recipe was given"),
+        ([], "is a bundle, which can be cut into parts or get a tiny decoder and no more; give --part-size MB or"),
+        (["--part-size", "4", "--recipe", "int8"], "tiny decoder and no more, and --part-size, --recipe was given"),
+        (["--part-size", "4", "--banded-vae"], "no more, and --part-size, --banded-vae was given"),
+        (["--part-size", "4", "--tiny-vae", "x"], "no more, and --part-size, --tiny-vae was given"),
+        (["--tiny-vae", "x", "--size", "64x64"], "no more, and --tiny-vae, --size was given"),
     ],
 )
 def test_a_bundle_as_source_takes_a_part_size_alone(
@@ -186,5 +189,5 @@ def test_a_bundle_as_source_takes_a_part_size_alone(
 
 
 def test_a_bundle_is_not_cut_onto_itself(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="is the bundle that is cut; choose another folder"):
+    with pytest.raises(ExportError, match="is the bundle that is changed; choose another folder"):
         cut_bundle(tmp_path, tmp_path, 4, quiet)

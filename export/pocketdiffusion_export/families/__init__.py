@@ -11,6 +11,9 @@ FAMILIES = {
     "sdxl": "pocketdiffusion_export.families.sdxl:FAMILY",
 }
 
+TINY_VAE = "tiny_vae"
+"""A loaded pipeline's part besides those that Diffusers knows: a tiny VAE for the latents of its own."""
+
 PIPELINES = {
     "StableDiffusionPipeline": "sd",
     "StableDiffusionInpaintPipeline": "sd",

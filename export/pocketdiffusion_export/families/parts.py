@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pocketdiffusion.presets import DECODERS
 from pocketdiffusion_export.component import Call, ComponentSpec, Feeds
 from pocketdiffusion_export.errors import ExportError
+from pocketdiffusion_export.families import TINY_VAE
 from pocketdiffusion_export.forms import fused_attention
 
 TEXT_TIME = ("text_embeds", "time_ids")
@@ -82,10 +84,14 @@ def unet(pipe: Any) -> ComponentSpec:
 
 def vae_decoder(vae: Any) -> ComponentSpec:
     """Latents, unscaled, to pictures in about [-1, 1]."""
+    return _decoder(DECODERS["full"], vae, lambda latents: vae.decode(latents, return_dict=False)[0])
+
+
+def _decoder(name: str, vae: Any, decode: Callable[..., torch.Tensor]) -> ComponentSpec:
     return image_model(
-        "vae_decoder",
+        name,
         vae,
-        lambda latents: vae.decode(latents, return_dict=False)[0],
+        decode,
         inputs=("latent_sample",),
         output="sample",
         axes={
@@ -94,6 +100,41 @@ def vae_decoder(vae: Any) -> ComponentSpec:
         },
         example=(torch.zeros(2, vae.config.latent_channels, 16, 16),),
     )
+
+
+def tiny_vae_decoder(pipe: Any) -> tuple[ComponentSpec, ...]:
+    """The decoder of the pipeline's `tiny_vae`, or none: the denoiser's latents to pictures in about [-1, 1].
+
+    It takes those latents whatever the full VAE's scale is; a scale of its own is in the graph. Raises ExportError for
+    one made for other latents.
+    """
+    tiny = getattr(pipe, TINY_VAE, None)
+    if tiny is None:
+        return ()
+    check_tiny_vae(tiny, pipe.vae.config.latent_channels, vae_factor(pipe.vae))
+    return (tiny_decoder(tiny),)
+
+
+def check_tiny_vae(tiny: Any, channels: int, factor: int) -> None:
+    """Raise ExportError unless a tiny VAE is for latents of so many channels and pixels per cell."""
+    found = tiny.config.latent_channels, vae_factor(tiny)
+    if found != (channels, factor):
+        raise ExportError(
+            "the tiny VAE takes latents of {} channels and makes {}x{} pixels of a cell; ".format(*found, found[1])
+            + f"this model's have {channels} and {factor}x{factor}: give the tiny VAE that was made for it"
+        )
+
+
+def tiny_decoder(tiny: Any) -> ComponentSpec:
+    """The graph of a tiny VAE's decoder."""
+    scale, shift = tiny.config.scaling_factor, getattr(tiny.config, "shift_factor", None) or 0.0
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        own = latents if (scale, shift) == (1.0, 0.0) else latents / scale + shift
+        decoded: torch.Tensor = tiny.decode(own, return_dict=False)[0]
+        return decoded
+
+    return _decoder(DECODERS["tiny"], tiny, decode)
 
 
 def vae_encoder(vae: Any) -> ComponentSpec:

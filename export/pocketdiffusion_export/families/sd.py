@@ -16,6 +16,7 @@ from PIL import Image
 
 from pocketdiffusion.bundle.manifest import Numbers
 from pocketdiffusion.golden import golden_inputs
+from pocketdiffusion.presets import DECODERS
 from pocketdiffusion.safety import COMPONENT as SAFETY_CHECKER
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion_export.component import ComponentSpec, Feeds
@@ -25,6 +26,7 @@ from pocketdiffusion_export.families.clip import text_encoder
 from pocketdiffusion_export.families.judge import judge, judge_samples
 from pocketdiffusion_export.families.parts import (
     other_shape,
+    tiny_vae_decoder,
     unet,
     unet_feeds,
     unet_inputs,
@@ -56,12 +58,12 @@ class StableDiffusion:
     def components(self, pipe: Any) -> tuple[ComponentSpec, ...]:
         """Text encoders, unet, vae_decoder and vae_encoder, with optimum's names of inputs and outputs.
 
-        The safety checker and the judge too where the source has them.
+        The tiny decoder, the safety checker and the judge too where the source has them.
         """
         self.check(pipe)
         checker = () if _checker(pipe) is None else (safety_checker(pipe.safety_checker),)
-        drawing = (*self.text_encoders(pipe), unet(pipe), vae_decoder(pipe.vae), vae_encoder(pipe.vae))
-        return *drawing, *checker, *judge(pipe)
+        decoders = (vae_decoder(pipe.vae), *tiny_vae_decoder(pipe))
+        return *self.text_encoders(pipe), unet(pipe), *decoders, vae_encoder(pipe.vae), *checker, *judge(pipe)
 
     def check(self, pipe: Any) -> None:
         """Raise ExportError for what this family does not cover."""
@@ -116,6 +118,7 @@ class StableDiffusion:
             **ids,
             "unet": denoiser,
             "vae_decoder": decoder,
+            DECODERS["tiny"]: [_rescaled(feeds, numbers) for feeds in decoder],
             "vae_encoder": [{"sample": image.clip(-1, 1)} for image in images],
             **({} if _checker(pipe) is None else {SAFETY_CHECKER: safety_samples(pipe, images)}),
             **judge_samples(pipe, ids["text_encoder"], images),
@@ -186,6 +189,13 @@ def _only(pipe: Any) -> str | None:
 def _checker(pipe: Any) -> Any:
     """The source's safety checker, or None; pipelines for SDXL know none."""
     return getattr(pipe, SAFETY_CHECKER, None)
+
+
+def _rescaled(feeds: Feeds, numbers: Numbers) -> Feeds:
+    """A full decoder's latents in the denoiser's scale."""
+    return {
+        name: (raw - np.float32(numbers.latent_shift)) * np.float32(numbers.latent_scale) for name, raw in feeds.items()
+    }
 
 
 def _sampling(pipe: Any, prompts: Sequence[str], numbers: Numbers) -> tuple[Sequence[str], int]:

@@ -34,7 +34,7 @@ def load(source: str) -> Loaded:
     index = _read_index(folder)
     pipeline = index["_class_name"]
     names = _parts(index)
-    weights = [file for part in names if part in WEIGHTED for file in _weight_files(folder, part)]
+    weights = [file for part in names if part in WEIGHTED for file in weight_files(folder / part, _stem(part))]
     for file in weights:
         check_safetensors(file)
     pipe = assemble(pipeline, {part: _load_part(folder, part, index) for part in names} | _settings(index))
@@ -64,7 +64,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise ExportError(f"the source {folder} holds no model_index.json; give a Diffusers folder")
-    index = _read_json(path)
+    index = read_json(path)
     found = index.get("_class_name")
     if found not in PIPELINES:
         hint = HINTS.get(str(found), f"known: {', '.join(sorted(PIPELINES))}")
@@ -82,7 +82,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ExportError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -92,31 +93,45 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _weight_files(folder: Path, part: str) -> list[Path]:
-    if not (folder / part / "config.json").is_file():
-        raise ExportError(f"{folder / part}/config.json is missing; the source is not a complete Diffusers folder")
-    stem = "model" if part in TRANSFORMERS else "diffusion_pytorch_model"
-    files = sorted((folder / part).glob(f"{stem}*.safetensors"))
+def _stem(part: str) -> str:
+    return "model" if part in TRANSFORMERS else "diffusion_pytorch_model"
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The safetensors of one model, whose names start with `stem`. Raises ExportError where there are none."""
+    if not (folder / "config.json").is_file():
+        raise ExportError(f"{folder}/config.json is missing; the source is not a complete Diffusers folder")
+    files = sorted(folder.glob(f"{stem}*.safetensors"))
     files = [file for file in files if ".fp16." not in file.name and ".non_ema." not in file.name]
     if not files:
-        others = sorted(file.name for file in (folder / part).iterdir() if file.suffix in (".bin", ".pt", ".ckpt"))
+        others = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".ckpt"))
         found = f"only {', '.join(others)} (pickle, never read)" if others else "none"
-        raise ExportError(f"{folder / part} needs {stem}.safetensors; found {found}")
+        raise ExportError(f"{folder} needs {stem}.safetensors; found {found}")
     return files
 
 
 def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:
-    options: dict[str, Any] = {"local_files_only": True}
     if part in WEIGHTED:
-        import torch
+        return load_weighted(folder / part, index[part][1], "dtype" if part in TRANSFORMERS else "torch_dtype")
+    return _from_pretrained(folder / part, index[part][1])
 
-        options |= {"use_safetensors": True, "low_cpu_mem_usage": False}
-        options["dtype" if part in TRANSFORMERS else "torch_dtype"] = torch.float32
+
+def load_weighted(folder: Path, kind: str, dtype: str) -> Any:
+    """A model of a class in `LOADERS` as float32, in evaluation mode; `dtype` is the class's own word for that option.
+
+    Raises ExportError.
+    """
+    import torch
+
+    options = {"use_safetensors": True, "low_cpu_mem_usage": False, dtype: torch.float32}
+    return _from_pretrained(folder, kind, **options).eval()
+
+
+def _from_pretrained(folder: Path, kind: str, **options: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loaded = class_named(index[part][1]).from_pretrained(str(folder / part), **options)
+            return class_named(kind).from_pretrained(str(folder), local_files_only=True, **options)
     except Exception as error:  # the libraries raise many kinds for a bad folder; the user needs one line
         reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"{folder / part} can't be loaded as {index[part][1]}: {reason}") from error
-    return loaded.eval() if part in WEIGHTED else loaded
+        raise ExportError(f"{folder} can't be loaded as {kind}: {reason}") from error
