@@ -12,6 +12,7 @@ import functools
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,12 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def give_way() -> None:
+    """Let the system end this process before others when memory runs out, where it can be told so."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def trim() -> None:

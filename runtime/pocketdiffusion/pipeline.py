@@ -163,6 +163,8 @@ class Pipeline:
         plan = replace(plan, schedule=self._family.schedules.get(plan.schedule, plan.schedule))
         request = with_preset(request, plan, guided=request.guided and not takes_scale(self._denoiser))
         levels = run_levels(plan, request)
+        if self.budget.limit is not None:
+            self._family.prepare()  # so that a plan counts it with what the process has
         request, memory = self.budget.fit(request, self._needed(request))
         run = Run(request, plan, levels, plan.parameterization(levels), self.bundle.manifest.numbers, memory=memory)
         return Generation(run, self._generate(run))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from pocketdiffusion_bench.limit import ControlGroup, Group, make_group
 
 pytest.importorskip("onnxruntime")
 pytestmark = [
@@ -15,6 +18,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's memory"),
 ]
 
+SMALL = 128_000_000
+"""Bytes that are enough for the embedded model."""
 AGREEMENT = 0.35
 """How far predicted and measured peaks may be apart; here they differ by some percent."""
 
@@ -23,6 +28,34 @@ def generate(folder: Path, limit: str) -> subprocess.CompletedProcess[str]:
     words = ["generate", "an apple", "--seed", "0", "--steps", "2", "--width", "128", "--height", "128", "-o", "a.png"]
     command = [sys.executable, "-m", "pocketdiffusion", *words, "--device", "onnxruntime:cpu", "--memory-limit", limit]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    """A control group that ends what takes more than `SMALL`."""
+    made = make_group(SMALL)
+    if not isinstance(made, ControlGroup):
+        pytest.skip("no control group may be made here")
+    yield made
+    made.close()
+
+
+def within(group: Group, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "pocketdiffusion",
+        "generate",
+        "an",
+        "apple",
+        "--seed",
+        "0",
+        "--steps",
+        "2",
+        *words,
+    ]
+    command += ["-o", "a.png", "--device", "onnxruntime:cpu"]
+    return subprocess.run(group.command(command), cwd=folder, capture_output=True, text=True, check=False)
 
 
 def figures(said: str) -> tuple[int, int]:
@@ -48,3 +81,27 @@ def test_predicted_and_measured_agree_and_limits_are_kept(tmp_path: Path) -> Non
         measured, predicted = figures(run.stderr)
         assert abs(measured - predicted) < AGREEMENT * measured
     assert figures(tight.stderr)[0] <= int(least[1]) < figures(free.stderr)[0]
+
+
+def test_the_embedded_model_draws_within_a_hard_limit(group: Group, tmp_path: Path) -> None:
+    """The first time, the limit is also that of the processes that measure: the system ends those that are too large,
+    and a smaller way is found.
+    """
+    limit = f"{SMALL // 10**6}MB"
+    first = within(group, tmp_path, "--memory-limit", limit)
+    assert first.returncode == 0 and Path(tmp_path, "a.png").is_file(), first.stderr
+    assert "measuring unet on onnxruntime:cpu, float32, 2x" in first.stderr
+    second = within(group, tmp_path, "--memory-limit", limit)
+    assert second.returncode == 0 and "measuring" not in second.stderr
+    assert figures(second.stderr)[0] <= SMALL // 10**6
+
+
+def test_the_embedded_model_draws_within_a_hard_limit_without_a_plan(group: Group, tmp_path: Path) -> None:
+    drawn = within(group, tmp_path, "--residency", "release", "--weights", "compact")
+    assert drawn.returncode == 0 and Path(tmp_path, "a.png").is_file(), drawn.stderr
+    assert not group.killed()
+
+
+def test_the_limit_is_a_hard_one(group: Group, tmp_path: Path) -> None:
+    drawn = within(group, tmp_path)
+    assert drawn.returncode == -9 and group.killed()

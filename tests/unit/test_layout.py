@@ -68,3 +68,4 @@ def test_generating_loads_no_training_library() -> None:
         "pocketdiffusion.verify; print(*sys.modules)"
     ).split()
     assert not {"torch", "transformers", "diffusers", "onnx", "optimum"} & {name.partition(".")[0] for name in loaded}
+    assert "urllib.request" not in loaded  # takes 3 MB, and nothing here uses a network

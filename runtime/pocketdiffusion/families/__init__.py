@@ -58,6 +58,10 @@ class Family(Protocol):
     schedules: Mapping[str, str]
     """Schedules that have a table of this family's own: general name -> name in SCHEDULES."""
 
+    def prepare(self) -> None:
+        """Read what no graph holds and `condition` needs, tokenizers, which else happens on first use."""
+        ...
+
     def condition(self, request: Request, components: Mapping[str, Component], timings: Timings) -> Conditioning:
         """Run what precedes the loop (text encoders, size ids ...) for a resolved request."""
         ...

@@ -33,6 +33,10 @@ class StableDiffusion:
         """The bundle's tokenizer, read on first use."""
         return ClipTokenizer.from_bundle(self._bundle)
 
+    def prepare(self) -> None:
+        """Read the tokenizer."""
+        _ = self.tokenizer
+
     def condition(self, request: Request, components: Mapping[str, Component], timings: Timings) -> Conditioning:
         """Text encoder states, (images, tokens, width) float32, for the prompts and, with guidance, the negatives."""
         for name in SIZE_IDS:

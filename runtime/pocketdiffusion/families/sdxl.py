@@ -40,6 +40,10 @@ class StableDiffusionXL:
         """One for each encoder, read on first use."""
         return tuple(ClipTokenizer.from_bundle(self._bundle, folder) for folder in TOKENIZERS)
 
+    def prepare(self) -> None:
+        """Read both tokenizers."""
+        _ = self.tokenizers
+
     def condition(self, request: Request, components: Mapping[str, Component], timings: Timings) -> Conditioning:
         """States (images, tokens, both widths), `text_embeds` (images, width) and `time_ids` (images, 6), float32."""
         denoiser = components[self.denoiser]

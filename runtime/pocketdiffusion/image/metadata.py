@@ -18,9 +18,9 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from html import escape, unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
-from xml.sax.saxutils import escape, unescape
 
 from pocketdiffusion._version import __version__
 from pocketdiffusion.errors import InvalidRequest
@@ -116,7 +116,7 @@ def read(path: str | Path | BinaryIO) -> tuple[Parameters | None, str | None]:
 
 
 def _xmp(metadata: Metadata) -> str:
-    tool = escape(_NO_XML.sub("\ufffd", metadata.tool))
+    tool = escape(_NO_XML.sub("\ufffd", metadata.tool), quote=False)
     return _XMP.format(tool=tool, source=_NEWSCODES + metadata.digital_source)
 
 

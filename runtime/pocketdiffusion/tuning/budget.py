@@ -29,6 +29,8 @@ from pocketdiffusion.units import megabytes, size_in_bytes
 
 TILES = (0.75, 0.5, 0.375, 0.25)
 """Sides of tiles that are tried, as parts of the picture's."""
+HOST = 8_000_000
+"""Bytes that the runtime takes for pictures of any size: their library, above all."""
 PICTURES = 3
 """Copies of all pictures, float32, that exist when the last is decoded."""
 ORDER = ("text_encoder", "vae_encoder", "unet", "transformer", "vae_decoder", vae.TINY, "safety_checker")
@@ -83,6 +85,7 @@ class Budget:
         for component in self._components.values():
             component.close_all()
             component.backend.version()  # imports the engine, which belongs to the base
+        memory.trim()
         now = memory.read()
         if now is None:
             raise unmeasurable()
@@ -110,7 +113,7 @@ class Budget:
         return request.decoder is None and DECODERS["full"] in needed and vae.TINY in self._components
 
     def _stages(self, request: Request, needed: Sequence[str], way: Strategy) -> Iterator[Stage]:
-        pictures = PICTURES * request.batch * prod(self._size(request)) * 3 * 4
+        pictures = HOST + PICTURES * request.batch * prod(self._size(request)) * 3 * 4
         used = [vae.TINY if way.tiny and name == DECODERS["full"] else name for name in needed]
         for name in sorted(used, key=_place):
             late = _place(name) >= ORDER.index("vae_decoder")

@@ -1,7 +1,7 @@
 """Composes the peak of a whole generation from footprints, and finds the fastest way that keeps a memory limit.
 
-The peak is what the process has before, what it still loads itself, the engines' code, what is held of the stages so
-far, and the largest moment of the one at work. Ways are tried in an order, and only what a verdict needs is measured.
+The peak is what the process has before, the engines' code, what is held of the stages so far, and the largest moment of
+the one at work. Ways are tried in an order, and only what a verdict needs is measured.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from pocketdiffusion.tuning.footprint import Memory, Subject
 from pocketdiffusion.tuning.footprints import Footprints, Say
 from pocketdiffusion.units import megabytes
 
-HOST = 16_000_000
-"""Bytes that a process takes after its plan was made and that belong to no graph: tokenizer, picture library."""
 MARGIN = 1.05
 """A prediction must fit this many times: measurements of one thing differ by some percent."""
 ROUND = 10_000_000
@@ -65,7 +63,7 @@ class Stage:
     kept: bool
     """Whether it stays open until the end."""
     extra: int = 0
-    """Bytes that the runtime itself holds meanwhile: pictures."""
+    """Bytes that the runtime itself takes meanwhile: for pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +101,7 @@ def predicted(stages: Sequence[Stage], found: Mapping[str, Memory], base: int) -
             peak = max(peak, held + stage.extra + max(known.opening, known.running))
             held += known.ran if stage.kept else known.left
             code[stage.subject.backend] = max(known.code, code.get(stage.subject.backend, 0))
-    return base + HOST + sum(code.values()) + peak
+    return base + sum(code.values()) + peak
 
 
 def identity(subject: Subject) -> str:

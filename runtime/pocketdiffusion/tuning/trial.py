@@ -35,6 +35,9 @@ PATIENCE = 1800.0
 """Seconds after which a child is given up."""
 WATCH = 0.02
 """Seconds between looks at a child's memory."""
+KILLED = -9
+"""How a process ends that its parent did not kill: Linux does it to one that takes more than there is, or than its
+control group allows."""
 _CHILD = program("pocketdiffusion.tuning.trial")
 _KINDS = ("GraphFailed", "BackendUnavailable", "DeviceNotAttached")
 """Errors that arrive as they are; others arrive as GraphFailed."""
@@ -70,6 +73,8 @@ def _measured(subject: Subject, golden: Path | None, limit: int | None) -> tuple
         except BaseException:
             process.kill()
             raise
+    if process.returncode == KILLED:
+        raise TooLarge(f"{subject} was ended by the system, as it does where memory runs out")
     if process.returncode or not said:
         raise LoadCrashed(
             label(subject.graph), f"ended a measuring process with {ending(process.returncode)}: {subject}"
@@ -101,6 +106,7 @@ def _watch(process: subprocess.Popen[bytes], subject: Subject, limit: int | None
 def child(task: Mapping[str, Any]) -> None:
     """The child's side: one line of JSON on stdout."""
     say = answer()
+    memory.give_way()
     golden = None if task["golden"] is None else Path(task["golden"])
     try:
         footprint, cached = _trial(Subject.from_json(task["subject"]), golden)
