@@ -41,20 +41,8 @@ def group() -> Iterator[Group]:
 
 
 def within(group: Group, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "pocketdiffusion",
-        "generate",
-        "an",
-        "apple",
-        "--seed",
-        "0",
-        "--steps",
-        "2",
-        *words,
-    ]
-    command += ["-o", "a.png", "--device", "onnxruntime:cpu"]
+    plain = ["an apple", "--seed", "0", "--steps", "2", "-o", "a.png", "--device", "onnxruntime:cpu"]
+    command = [sys.executable, "-m", "pocketdiffusion", "generate", *plain, *words]
     return subprocess.run(group.command(command), cwd=folder, capture_output=True, text=True, check=False)
 
 
