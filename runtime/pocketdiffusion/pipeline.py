@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from pocketdiffusion import bands, vae
+from pocketdiffusion import bands, sizes, vae
 from pocketdiffusion.backends import parse_precisions
 from pocketdiffusion.backends.base import SessionOptions, Weights
 from pocketdiffusion.bundle import Bundle
@@ -21,7 +21,7 @@ from pocketdiffusion.component import Component, Residency
 from pocketdiffusion.components import describe_choices, open_components
 from pocketdiffusion.denoiser import call_shapes
 from pocketdiffusion.denoising import answer, forecasting, run_levels, with_preset
-from pocketdiffusion.errors import BundleUnsupported, InvalidRequest, NonFinite
+from pocketdiffusion.errors import BundleUnsupported, NonFinite
 from pocketdiffusion.families import Conditioning, load_family
 from pocketdiffusion.families.guidance import takes_scale
 from pocketdiffusion.generation import Generation, Run
@@ -189,7 +189,7 @@ class Pipeline:
                 self._part(name, request).open_ahead()
         with timings.span("text_encode"):
             conditioning = self._family.condition(request, self.components, timings)
-        noise = stacked(request.noise_sources(), self._latent_shape(request))
+        noise = stacked(request.noise_sources(), sizes.latent_shape(request, self.bundle.manifest.numbers))
         latents = yield from self._denoise(run, conditioning, noise)
         images: Array | None = None
         flags: list[bool] | None = None
@@ -284,7 +284,7 @@ class Pipeline:
 
     def _tile(self, name: str, request: Request) -> Size:
         """What a component computes at a time, in latent cells: the whole picture, or a tile of it."""
-        height, width = self._latent_shape(request)[2:]
+        height, width = sizes.latent_shape(request, self.bundle.manifest.numbers)[2:]
         if name not in vae.COMPONENTS or (name == "vae_decoder" and self.vae_bands is not None):
             return height, width
         return vae.tile_for(self.components[name], (height, width), self.bundle.manifest.numbers, request.vae_tile)
@@ -310,11 +310,6 @@ class Pipeline:
         latent = self.bundle.manifest.numbers.latent_channels
         return channels - latent if isinstance(channels, int) else 0
 
-    def _latent_shape(self, request: Request) -> tuple[int, int, int, int]:
-        numbers = self.bundle.manifest.numbers
-        height, width = request.height or numbers.height, request.width or numbers.width
-        return request.batch, numbers.latent_channels, height // numbers.vae_factor, width // numbers.vae_factor
-
     def _check(self, request: Request) -> None:
         """What only the bundle knows: tasks, components, sizes."""
         manifest = self.bundle.manifest
@@ -327,25 +322,7 @@ class Pipeline:
                 f"best={request.best} was asked; {manifest.name} has no judge to choose by: leave best out, or export "
                 "the model with judge_text and judge_image (see models/README.md)"
             )
-        if request.latents is not None and request.latents.shape != self._latent_shape(request):
-            raise InvalidRequest(
-                "latents", f"latents are {request.latents.shape}; this request needs {self._latent_shape(request)}"
-            )
-        multiple = manifest.numbers.size_multiple
-        for name, size in (("height", request.height), ("width", request.width)):
-            if size is not None and size % multiple:
-                nearest = max(multiple, round(size / multiple) * multiple)
-                raise InvalidRequest(
-                    name, f"{name} is {size}; {manifest.name} takes multiples of {multiple}: try {nearest}"
-                )
-        graphs = manifest.components[self._family.denoiser].graphs
-        sizes = [graph.inputs["sample"].shape[2:] for graph in graphs]
-        asked = self._latent_shape(request)[2:]
-        if not any(_fits(size, asked) for size in sizes):
-            allowed = ", ".join(_pixels(size, manifest.numbers.vae_factor) for size in sizes)
-            raise InvalidRequest(
-                "width", f"{request.width}x{request.height} was asked; {manifest.name} is fixed to {allowed}"
-            )
+        sizes.check(request, manifest, self._family.denoiser)
         if self.vae_bands is not None and request.output_type != "latent":
             bands.check(self.components["vae_decoder"], self.vae_bands)
         for name in self._needed(request):
@@ -369,12 +346,12 @@ class Pipeline:
         )
 
     def _vae_messages(self, request: Request) -> list[str]:
-        height, width = self._latent_shape(request)[2:]
+        height, width = sizes.latent_shape(request, self.bundle.manifest.numbers)[2:]
         parts = [name for name in self._needed(request) if name in vae.COMPONENTS]
         tiles = {name: self._tile(name, request) for name in parts}
         factor = self.bundle.manifest.numbers.vae_factor
         told = [
-            f"{name} ran in {count((height, width), tile)} tiles of {_pixels(tile, factor)} pixels; "
+            f"{name} ran in {count((height, width), tile)} tiles of {sizes.pixels(tile, factor)} pixels; "
             "in one piece it gives a slightly different picture"
             for name, tile in tiles.items()
             if tile != (height, width)
@@ -391,12 +368,3 @@ class Pipeline:
             for index, flag in enumerate(flags or (), 1)
             if flag
         ]
-
-
-def _fits(declared: Sequence[int | str | None], size: Sequence[int]) -> bool:
-    return all(axis == want for axis, want in zip(declared, size, strict=True) if isinstance(axis, int))
-
-
-def _pixels(declared: Sequence[int | str | None], factor: int) -> str:
-    """WIDTHxHEIGHT of latent axes (height, width)."""
-    return "x".join(str(axis * factor) if isinstance(axis, int) else "any" for axis in reversed(declared))
