@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 def replace_file(target: Path, *data: bytes | memoryview) -> None:
-    """Write `data`, one part after the other, beside `target`, flush it to the disk and rename it into place.
+    """Write `data`, one part after the other, as `replacing` does. Raises OSError, leaving nothing."""
+    with replacing(target) as stream:
+        stream.writelines(data)
 
-    Raises OSError, leaving nothing.
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """A new file beside `target`, which is flushed to the disk and renamed into place at the end of the scope.
+
+    Raises OSError. After an exception in the scope, as after its own, nothing is left of it.
     """
     part = target.with_name(f".{secrets.token_hex(8)}.part")  # short, whatever the length of the target's name
     try:
         with open(part, "xb") as stream:
-            stream.writelines(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -27,14 +28,33 @@ def cache(tmp_path: Path) -> EngineCache:
     return EngineCache(tmp_path, limit=10**6)
 
 
+def bytes_of(data: bytes) -> Callable[[io.BytesIO], object]:
+    """Exports them in pieces, as an engine does."""
+    pieces = [data[start : start + 1000] for start in range(0, len(data), 1000)]
+    return lambda stream: [stream.write(piece) for piece in pieces]
+
+
 def only(cache: EngineCache) -> Path:
     (path,) = cache.folder.iterdir()
     return path
 
 
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of what is hashed from now on."""
+    sizes, digest = list[int](), engine_cache._digest
+    monkeypatch.setattr(engine_cache, "_digest", lambda about, data: sizes.append(len(data)) or digest(about, data))
+    return sizes
+
+
+def another_process() -> None:
+    """What a process knows by itself is gone."""
+    engine_cache._WHOLE.clear()
+
+
 def test_what_was_stored_is_found_with_its_facts(cache: EngineCache) -> None:
     assert cache.load(KEY) is None
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     found = cache.load(KEY)
     assert found is not None and (found.facts, bytes(found.data)) == (FACTS, DATA)
     assert [(entry.graph, entry.engine, entry.device) for entry in cache.entries()] == [
@@ -43,12 +63,10 @@ def test_what_was_stored_is_found_with_its_facts(cache: EngineCache) -> None:
 
 
 def test_an_entry_is_hashed_once_a_process_and_again_when_its_file_changed(
-    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+    cache: EngineCache, hashed: list[int]
 ) -> None:
-    cache.store(KEY, FACTS, DATA)
-    hashed = list[int]()
-    digest = engine_cache._digest
-    monkeypatch.setattr(engine_cache, "_digest", lambda about, data: hashed.append(len(data)) or digest(about, data))
+    cache.store(KEY, FACTS, bytes_of(DATA))
+    hashed.clear()
     for _ in range(3):
         assert cache.load(KEY) is not None
     assert hashed == [len(DATA)]
@@ -60,18 +78,48 @@ def test_an_entry_is_hashed_once_a_process_and_again_when_its_file_changed(
     assert hashed == [len(DATA)] * 2
 
 
+def test_an_entry_is_hashed_once_for_all_processes_and_again_when_its_file_changed(
+    cache: EngineCache, hashed: list[int]
+) -> None:
+    cache.store(KEY, FACTS, bytes_of(DATA))
+    path, old = only(cache), 10**18
+    os.utime(path, ns=(old, old))  # not written just now
+    hashed.clear()
+    for _ in range(3):
+        another_process()
+        assert cache.load(KEY) is not None
+    assert hashed == [len(DATA)]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    another_process()
+    assert cache.load(KEY) is None
+    cache.store(KEY, FACTS, bytes_of(DATA))
+    assert cache.load(KEY) is not None
+
+
+def test_what_was_written_just_now_is_not_remembered(cache: EngineCache, hashed: list[int]) -> None:
+    """Another write in the same tick of the clock would leave no mark."""
+    cache.store(KEY, FACTS, bytes_of(DATA))
+    os.utime(only(cache), ns=(2**62, 2**62))
+    hashed.clear()
+    for _ in range(2):
+        another_process()
+        assert cache.load(KEY) is not None
+    assert hashed == [len(DATA)] * 2
+
+
 @pytest.mark.parametrize("name", KEY)
 def test_another_key_finds_nothing(cache: EngineCache, name: str) -> None:
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     assert cache.load({**KEY, name: "other"}) is None
     assert cache.load({**KEY, "settings": {}}) is None
 
 
 def test_an_entry_under_the_name_of_another_is_refused(cache: EngineCache) -> None:
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     content, path = only(cache).read_bytes(), only(cache)
     other = {**KEY, "device": "gpu"}
-    cache.store(other, FACTS, DATA)
+    cache.store(other, FACTS, bytes_of(DATA))
     (target,) = (found for found in cache.folder.iterdir() if found != path)
     target.write_bytes(content)
     assert cache.load(other) is None
@@ -107,43 +155,56 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_noticed_listed_and_repaired(cache: EngineCache, damage: str) -> None:
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     path = only(cache)
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     assert cache.load(KEY) is None
     assert len(cache.entries()) == 1
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     assert cache.load(KEY) is not None
 
 
 def test_what_was_not_used_for_longest_goes_first(cache: EngineCache) -> None:
     keys = [{**KEY, "graph": str(number)} for number in range(3)]
     for age, key in enumerate(keys):
-        cache.store(key, FACTS, DATA)
+        cache.store(key, FACTS, bytes_of(DATA))
         os.utime(max(cache.folder.iterdir(), key=lambda path: path.stat().st_mtime), (1000 + age, 1000 + age))
     assert cache.load(keys[0]) is not None  # and so 1 is now the oldest
-    EngineCache(cache.folder.parent, limit=3 * (len(DATA) + 4096)).store({**KEY, "graph": "3"}, FACTS, DATA)
+    EngineCache(cache.folder.parent, limit=3 * (len(DATA) + 4096)).store({**KEY, "graph": "3"}, FACTS, bytes_of(DATA))
     assert sorted(entry.graph for entry in cache.entries()) == ["0", "2", "3"]
 
 
 def test_more_than_the_limit_is_not_kept_and_drops_nothing(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path, limit=len(DATA) + 4096)
-    cache.store(KEY, FACTS, DATA)
-    cache.store({**KEY, "graph": "large"}, FACTS, DATA + b"0")
+    cache.store(KEY, FACTS, bytes_of(DATA))
+    cache.store({**KEY, "graph": "large"}, FACTS, bytes_of(DATA + b"0"))
+    assert len(list(cache.folder.iterdir())) == 1
     assert [entry.graph for entry in cache.entries()] == ["unet/model.onnx"]
 
 
 def test_no_limit_is_no_cache(tmp_path: Path, cache: EngineCache) -> None:
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     off = EngineCache(tmp_path, limit=0)
-    off.store({**KEY, "graph": "second"}, FACTS, DATA)
+    off.store({**KEY, "graph": "second"}, FACTS, bytes_of(DATA))
     assert off.load(KEY) is None
     assert len(cache.entries()) == 1
 
 
+def test_a_disk_that_fills_up_meanwhile_is_told_at_the_end() -> None:
+    class Full(io.BytesIO):
+        def write(self, data: object, /) -> int:
+            raise OSError(28, "No space left on device")
+
+    cache.store(KEY, FACTS, bytes_of(DATA))
+    written = engine_cache._Written(Full(), 10**6)
+    assert written.write(DATA) == len(DATA)  # an engine is not interrupted
+    with pytest.raises(OSError, match="No space left"):
+        written.head(KEY, FACTS)
+
+
 def test_a_disk_that_is_nearly_full_is_left_alone(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=20_000))
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     assert cache.entries() == []
 
 
@@ -154,28 +215,28 @@ def test_a_folder_that_takes_nothing_is_no_error(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("pocketdiffusion.backends.cache.replace_file", fail)
-    cache.store(KEY, FACTS, DATA)
+    monkeypatch.setattr("pocketdiffusion.backends.cache.replacing", fail)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     assert cache.load(KEY) is None
 
 
 def test_a_file_where_the_folder_should_be_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "engines").write_text("")
     cache = EngineCache(tmp_path, limit=10**6)
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     assert cache.load(KEY) is None and cache.entries() == [] and cache.clear() == 0
 
 
 @posix
 def test_the_folder_is_this_users_alone(cache: EngineCache) -> None:
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     assert cache.folder.stat().st_mode & 0o777 == 0o700
 
 
 @posix
 @pytest.mark.parametrize("which", ["folder", "file"])
 def test_what_others_can_write_is_not_opened(cache: EngineCache, which: str) -> None:
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     target = cache.folder if which == "folder" else only(cache)
     target.chmod(0o777)
     assert cache.load(KEY) is None
@@ -183,14 +244,14 @@ def test_what_others_can_write_is_not_opened(cache: EngineCache, which: str) -> 
 
 @posix
 def test_what_belongs_to_another_is_not_opened(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert cache.load(KEY) is None
 
 
 @posix
 def test_links_are_not_followed(cache: EngineCache, tmp_path: Path) -> None:
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     path = only(cache)
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
@@ -199,20 +260,20 @@ def test_links_are_not_followed(cache: EngineCache, tmp_path: Path) -> None:
 
 def test_writers_at_once_leave_one_whole_entry(cache: EngineCache) -> None:
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: cache.store(KEY, FACTS, DATA), range(24)))
+        list(pool.map(lambda _: cache.store(KEY, FACTS, bytes_of(DATA)), range(24)))
     assert only(cache).suffix == ".engine"
     assert cache.load(KEY) is not None
 
 
 def test_what_a_killed_writer_left_is_cleared(cache: EngineCache) -> None:
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     (cache.folder / ".0123.part").write_bytes(b"12345")
     assert cache.clear() == 5 + len(DATA) + 4096
     assert list(cache.folder.iterdir()) == []
 
 
 def test_contents_outlive_the_file(cache: EngineCache) -> None:
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     found = cache.load(KEY)
     if sys.platform != "win32":
         cache.drop(KEY)
@@ -241,7 +302,7 @@ def test_the_command_lists_and_clears(
 ) -> None:
     monkeypatch.setenv("POCKETDIFFUSION_CACHE", str(tmp_path))
     cache = EngineCache(tmp_path, limit=10**6)
-    cache.store(KEY, FACTS, DATA)
+    cache.store(KEY, FACTS, bytes_of(DATA))
     (cache.folder / "x.engine").write_bytes(b"?")
     assert main(["cache"]) == 0
     said = capsys.readouterr()

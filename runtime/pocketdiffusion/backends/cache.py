@@ -1,7 +1,8 @@
 """Compiled graphs of engines on disk, for backends that can export and import them.
 
 One file an entry: a page that says what it holds and the sha256 of it all, then the engine's bytes, which are mapped
-and not read. An entry counts only if everything in its key is the same: the graph's exact contents, engine, device,
+and not read, and hashed once: what was found whole is remembered with the file's size, times and number, as files of
+bundles are. An entry counts only if everything in its key is the same: the graph's exact contents, engine, device,
 settings, processor. One that is damaged, cut short, or not this user's alone is as good as none, and is written anew.
 Nothing here raises for a folder that is read-only, full or missing: such a cache costs time, not correctness. Several
 processes may use it at once.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -22,13 +24,15 @@ import platform
 import shutil
 import stat
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
-from pocketdiffusion.atomic import replace_file
+from pocketdiffusion.atomic import replacing
+from pocketdiffusion.bundle.integrity import Marks, Records
 from pocketdiffusion.bundle.paths import cache_dir
 from pocketdiffusion.errors import InvalidRequest
 
@@ -36,14 +40,14 @@ LIMIT = "POCKETDIFFUSION_CACHE_LIMIT"
 """The environment variable that bounds the cache: megabytes, 0 for no cache."""
 DEFAULT_LIMIT_MB = 4096
 
-_RULES = 1
+_RULES = 2
 """Raised when the form of an entry changes."""
 _PAGE = 4096
 """Bytes before the engine's own, which start on a page of memory."""
 _SUFFIX = ".engine"
-_WHOLE: dict[Path, list[int]] = {}
+_WHOLE: dict[Path, Marks] = {}
 """Entries that this process found whole -> the marks of their files then. Parts of a graph are opened in every step: to
-hash them every time takes as long as to import them."""
+hash them every time takes as long as to import them. `Records` tell it other processes."""
 _Key = Mapping[str, Any]
 
 
@@ -96,6 +100,7 @@ class EngineCache:
         """`limit` in bytes; by default the environment's. Raises as `limit_bytes`."""
         self.folder = (cache_dir() if folder is None else folder) / "engines"
         self._limit = limit_bytes() if limit is None else limit
+        self._records = Records(self.folder.parent)
 
     def load(self, key: _Key) -> Found | None:
         """What was stored under exactly this key and is whole; marks it as used."""
@@ -104,31 +109,37 @@ class EngineCache:
         path = self._file(key)
         try:
             mapped, marks = _map(path)
-            found = _checked(mapped, key, path, hashed=_WHOLE.get(path) == marks)
+            hashed = _WHOLE.get(path) == marks or self._records.holds(path, path.stem, marks)
+            found = _checked(mapped, key, path, hashed=hashed)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        if not hashed:
+            self._records.add(path, path.stem, marks)
+        _WHOLE[path] = marks
         with suppress(OSError):
-            os.utime(path)
-            used = _marks(os.stat(path))
-            if used[:2] == marks[:2]:  # the same file still
-                _WHOLE[path] = used
+            os.utime(path, ns=(time.time_ns(), marks[path.name][1]))
         return found
 
-    def store(self, key: _Key, facts: Mapping[str, Any], data: bytes | memoryview) -> Path | None:
+    def store(self, key: _Key, facts: Mapping[str, Any], export: Callable[[io.BytesIO], object]) -> Path | None:
         """Keep an engine's bytes, and drop what was not used for longest where the limit wants it. Returns the file.
 
-        Not kept is what is larger than the limit, or than half of what is free on the disk.
+        `export` writes them to a stream, which holds none of them. Not kept is what is larger than the limit, or than
+        half of what is free on the disk.
         """
-        total = len(data) + _PAGE
-        if total > self._limit:
-            return None
         with suppress(OSError):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            if _private(self.folder) and total <= shutil.disk_usage(self.folder).free / 2:
-                self._prune(self._limit - total)
-                replace_file(self._file(key), _head(key, facts, data), data)
-                return self._file(key)
+            room = min(self._limit, shutil.disk_usage(self.folder).free // 2)
+            if not _private(self.folder) or room <= _PAGE:
+                return None
+            with replacing(self._file(key)) as file:
+                written = _Written(file, room)
+                export(written)
+                head = written.head(key, facts)
+                file.seek(0)
+                file.write(head)
+            self._prune()
+            return self._file(key)
         return None
 
     def drop(self, key: _Key) -> None:
@@ -151,15 +162,15 @@ class EngineCache:
                 freed += size
         return freed
 
-    def _prune(self, allowed: int) -> None:
+    def _prune(self) -> None:
         files = []
         for path in (*self._files(), *self.folder.glob(".*.part")):
             with suppress(OSError):
                 found = path.stat()
-                files.append((found.st_mtime, found.st_size, path))
+                files.append((_used(found), found.st_size, path))
         held = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
-            if held <= allowed:
+            if held <= self._limit:
                 return
             with suppress(OSError):
                 path.unlink()
@@ -183,13 +194,42 @@ def processor() -> str:
     return f"{platform.system()} {platform.machine()} {hashlib.sha256(features.encode()).hexdigest()[:16]}"
 
 
-def _head(key: _Key, facts: Mapping[str, Any], data: bytes | memoryview) -> bytes:
-    """The page before the engine's bytes. Raises OSError where the facts do not fit in it."""
-    about = {"rules": _RULES, "key": key, "facts": facts, "size": len(data)}
-    line = _json({"about": about, "sha256": _digest(about, data)})
-    if len(line) >= _PAGE:
-        raise OSError("too much to say about an entry")
-    return line.ljust(_PAGE)
+class _Written(io.BytesIO):
+    """Where an engine's bytes go: to a file, behind a page that is left free. OpenVINO asks for this type, and only
+    calls `write`.
+    """
+
+    def __init__(self, file: BinaryIO, room: int) -> None:
+        """`room`: bytes that the file may have."""
+        super().__init__()
+        self._file, self._room, self._digest = file, room, hashlib.sha256()
+        self._total, self._error = _PAGE, ""
+        file.seek(_PAGE)
+
+    def write(self, data: Any, /) -> int:
+        """Append to the file. Raises nothing: it would pass through the engine. `head` tells of errors."""
+        size = memoryview(data).nbytes
+        self._total += size
+        if not self._error:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = str(error)
+            self._digest.update(data)
+        if self._total > self._room:
+            self._error = "too large to keep"
+        return size
+
+    def head(self, key: _Key, facts: Mapping[str, Any]) -> bytes:
+        """The page before the bytes. Raises OSError where they did not fit, or the facts do not."""
+        if self._error:
+            raise OSError(self._error)
+        about = {"rules": _RULES, "key": key, "facts": facts, "size": self._total - _PAGE}
+        self._digest.update(_json(about))
+        line = _json({"about": about, "sha256": self._digest.hexdigest()})
+        if len(line) >= _PAGE:
+            raise OSError("too much to say about an entry")
+        return line.ljust(_PAGE)
 
 
 def _checked(mapped: memoryview, key: _Key, path: Path, *, hashed: bool) -> Found:
@@ -203,8 +243,8 @@ def _checked(mapped: memoryview, key: _Key, path: Path, *, hashed: bool) -> Foun
 
 
 def _digest(about: Mapping[str, Any], data: bytes | memoryview) -> str:
-    digest = hashlib.sha256(_json(about))
-    digest.update(data)
+    digest = hashlib.sha256(data)
+    digest.update(_json(about))
     return digest.hexdigest()
 
 
@@ -212,7 +252,7 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
 
 
-def _map(path: Path) -> tuple[memoryview, list[int]]:
+def _map(path: Path) -> tuple[memoryview, Marks]:
     """Bytes and marks of a file. Raises OSError unless it is this user's regular file, ValueError if empty."""
     flags = os.O_RDONLY
     for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
@@ -223,14 +263,19 @@ def _map(path: Path) -> tuple[memoryview, list[int]]:
         if not stat.S_ISREG(found.st_mode) or not _own(found):
             raise OSError(f"{path} is not this user's own file")
         mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)  # engines want it writable
-        return memoryview(mapped), _marks(found)
+        return memoryview(mapped), {path.name: _marks(found)}
     finally:
         os.close(descriptor)
 
 
 def _marks(found: os.stat_result) -> list[int]:
-    """What shows that a file is still the same."""
-    return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    """As `integrity.marks`, with 0 for the time of a file's last change of status, which every use sets."""
+    return [found.st_size, found.st_mtime_ns, 0, found.st_ino, found.st_dev]
+
+
+def _used(found: os.stat_result) -> float:
+    """When an entry was last written or opened, in seconds since the epoch."""
+    return max(found.st_atime, found.st_mtime)
 
 
 def _private(folder: Path) -> bool:
@@ -259,4 +304,4 @@ def _described(path: Path) -> Entry | None:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # listed, so that clearing it surprises nobody
-    return Entry(graph, engine, device, size=found.st_size, used=found.st_mtime, path=path)
+    return Entry(graph, engine, device, size=found.st_size, used=_used(found), path=path)

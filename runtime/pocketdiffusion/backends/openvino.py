@@ -160,7 +160,7 @@ def _compiled(core: Any, graph: Path, device: str, options: SessionOptions, sett
     compiled = core.compile_model(model, device.upper(), settings)
     if cache is not None and key is not None and (options.passing or _stored_bytes(graph) <= MAX_KEPT):
         del model  # or there would be one more copy of the weights in memory
-        return _Opened(compiled, **facts, kept=cache.store(key, facts, compiled.export_model().getbuffer()))
+        return _Opened(compiled, **facts, kept=cache.store(key, facts, compiled.export_model))
     return _Opened(compiled, **facts)
 
 
