@@ -18,13 +18,13 @@ def replace_file(target: Path, *data: bytes | memoryview) -> None:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
-    """A new file beside `target`, which is flushed to the disk and renamed into place at the end of the scope.
+    """A new file beside `target`, readable too, which is flushed to the disk and takes its place at the scope's end.
 
     Raises OSError. After an exception in the scope, as after its own, nothing is left of it.
     """
     part = target.with_name(f".{secrets.token_hex(8)}.part")  # short, whatever the length of the target's name
     try:
-        with open(part, "xb") as stream:
+        with open(part, "x+b") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

@@ -101,7 +101,11 @@ def test_a_damaged_entry_is_compiled_and_written_anew(openvino, graphs, shift_fe
 def test_an_entry_that_the_engine_refuses_is_replaced(openvino, graphs, monkeypatch):
     """Whole by its hash, but of a build that calls itself the same."""
     original = EngineCache.store
-    monkeypatch.setattr(EngineCache, "store", lambda self, key, facts, data: original(self, key, facts, b"x" * 999))
+
+    def store(self, key, facts, export):
+        return original(self, key, facts, lambda stream: stream.write(b"x" * 999))
+
+    monkeypatch.setattr(EngineCache, "store", store)
     openvino.open(graphs["shift"], "cpu", KNOWN)
     monkeypatch.setattr(EngineCache, "store", original)
     assert not openvino.open(graphs["shift"], "cpu", KNOWN).cached

@@ -190,16 +190,26 @@ def test_no_limit_is_no_cache(tmp_path: Path, cache: EngineCache) -> None:
     assert len(cache.entries()) == 1
 
 
+def test_an_engine_may_go_back_to_what_it_wrote(cache: EngineCache) -> None:
+    def export(stream: io.BytesIO) -> None:
+        stream.write(b"....1234")
+        assert (stream.tell(), stream.seek(0), stream.write(b"head")) == (8, 0, 4)
+        assert stream.seek(0, os.SEEK_END) == 8 and stream.seek(-2, os.SEEK_CUR) == 6
+
+    cache.store(KEY, FACTS, export)
+    found = cache.load(KEY)
+    assert found is not None and bytes(found.data) == b"head1234"
+
+
 def test_a_disk_that_fills_up_meanwhile_is_told_at_the_end() -> None:
     class Full(io.BytesIO):
         def write(self, data: object, /) -> int:
             raise OSError(28, "No space left on device")
 
-    cache.store(KEY, FACTS, bytes_of(DATA))
     written = engine_cache._Written(Full(), 10**6)
     assert written.write(DATA) == len(DATA)  # an engine is not interrupted
     with pytest.raises(OSError, match="No space left"):
-        written.head(KEY, FACTS)
+        written.finish(KEY, FACTS)
 
 
 def test_a_disk_that_is_nearly_full_is_left_alone(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:

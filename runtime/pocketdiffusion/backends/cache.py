@@ -40,10 +40,11 @@ LIMIT = "POCKETDIFFUSION_CACHE_LIMIT"
 """The environment variable that bounds the cache: megabytes, 0 for no cache."""
 DEFAULT_LIMIT_MB = 4096
 
-_RULES = 2
+_RULES = 1
 """Raised when the form of an entry changes."""
 _PAGE = 4096
 """Bytes before the engine's own, which start on a page of memory."""
+_CHUNK = 1 << 20
 _SUFFIX = ".engine"
 _WHOLE: dict[Path, Marks] = {}
 """Entries that this process found whole -> the marks of their files then. Parts of a graph are opened in every step: to
@@ -135,9 +136,7 @@ class EngineCache:
             with replacing(self._file(key)) as file:
                 written = _Written(file, room)
                 export(written)
-                head = written.head(key, facts)
-                file.seek(0)
-                file.write(head)
+                written.finish(key, facts)
             self._prune()
             return self._file(key)
         return None
@@ -195,41 +194,52 @@ def processor() -> str:
 
 
 class _Written(io.BytesIO):
-    """Where an engine's bytes go: to a file, behind a page that is left free. OpenVINO asks for this type, and only
-    calls `write`.
+    """What an engine exports to: a file, behind a page that is left free for `finish`.
+
+    OpenVINO asks for this type; it writes, and goes back to what it wrote.
     """
 
     def __init__(self, file: BinaryIO, room: int) -> None:
-        """`room`: bytes that the file may have."""
+        """`room`: bytes that the file may have. It must be readable too."""
         super().__init__()
-        self._file, self._room, self._digest = file, room, hashlib.sha256()
-        self._total, self._error = _PAGE, ""
+        self._file, self._room, self._error = file, room, ""
         file.seek(_PAGE)
 
     def write(self, data: Any, /) -> int:
-        """Append to the file. Raises nothing: it would pass through the engine. `head` tells of errors."""
+        """Write to the file. Raises nothing, since that would pass through the engine: `finish` tells of errors."""
         size = memoryview(data).nbytes
-        self._total += size
+        if self._file.tell() + size > self._room:
+            self._error = "too large to keep"
         if not self._error:
             try:
                 self._file.write(data)
             except OSError as error:
                 self._error = str(error)
-            self._digest.update(data)
-        if self._total > self._room:
-            self._error = "too large to keep"
         return size
 
-    def head(self, key: _Key, facts: Mapping[str, Any]) -> bytes:
-        """The page before the bytes. Raises OSError where they did not fit, or the facts do not."""
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """As of any stream."""
+        return self._file.seek(offset + (_PAGE if whence == os.SEEK_SET else 0), whence) - _PAGE
+
+    def tell(self) -> int:
+        """As of any stream."""
+        return self._file.tell() - _PAGE
+
+    def finish(self, key: _Key, facts: Mapping[str, Any]) -> None:
+        """Write the page. Raises OSError where something did not fit."""
         if self._error:
             raise OSError(self._error)
-        about = {"rules": _RULES, "key": key, "facts": facts, "size": self._total - _PAGE}
-        self._digest.update(_json(about))
-        line = _json({"about": about, "sha256": self._digest.hexdigest()})
+        size = self._file.seek(0, os.SEEK_END) - _PAGE
+        about = {"rules": _RULES, "key": key, "facts": facts, "size": size}
+        digest = hashlib.sha256(_json(about))
+        self._file.seek(_PAGE)
+        while chunk := self._file.read(_CHUNK):
+            digest.update(chunk)
+        line = _json({"about": about, "sha256": digest.hexdigest()})
         if len(line) >= _PAGE:
             raise OSError("too much to say about an entry")
-        return line.ljust(_PAGE)
+        self._file.seek(0)
+        self._file.write(line.ljust(_PAGE))
 
 
 def _checked(mapped: memoryview, key: _Key, path: Path, *, hashed: bool) -> Found:
@@ -243,8 +253,8 @@ def _checked(mapped: memoryview, key: _Key, path: Path, *, hashed: bool) -> Foun
 
 
 def _digest(about: Mapping[str, Any], data: bytes | memoryview) -> str:
-    digest = hashlib.sha256(data)
-    digest.update(_json(about))
+    digest = hashlib.sha256(_json(about))
+    digest.update(data)
     return digest.hexdigest()
 
 
