@@ -65,6 +65,7 @@ class Component:
         self.backend, self.residency = backend, residency
         self.device = f"{backend.name}:{device}"
         self._device, self._precision, self._cached = device, "", False
+        self._kept: Path | None = None
         self.options = SessionOptions() if options is None else options
         self._unused = {name: _zeros(spec) for name, spec in entry.inputs.items() if name in UNUSED}
         self._lock = threading.Lock()
@@ -98,6 +99,11 @@ class Component:
     def cached(self) -> bool:
         """Whether the last opening came from the engine's cache; opens it if it never was."""
         return self._cached if self._precision else self.session.cached
+
+    @property
+    def kept(self) -> Path | None:
+        """The file in the engine's cache that holds the graph as it was last open; opens it if it never was."""
+        return self._kept if self._precision else self.session.kept
 
     def at(self, width: int, height: int) -> Component:
         """The component for an image size: one of `sizes`, else this one. The others are closed unless in use.
@@ -207,10 +213,15 @@ class Component:
             part.close()
 
     def hold(self, residency: Residency, weights: Weights) -> None:
-        """Close this graph and those for other sizes, and hold them in another way from the next opening on."""
+        """Close this graph, those for other sizes and the pieces, and hold them in another way from then on.
+
+        Of pieces, one at a time is open whatever the residency.
+        """
         self.close_all()
+        for part in (self, *self.sizes.values(), *self.bands):
+            part.options = replace(part.options, weights=weights)
         for part in (self, *self.sizes.values()):
-            part.residency, part.options = residency, replace(part.options, weights=weights)
+            part.residency = residency
 
     def _future(self) -> tuple[Future[tuple[Session, TimedSpan]], bool]:
         """The opening that is done or under way, and whether the caller must do it."""
@@ -237,7 +248,7 @@ class Component:
         try:
             session = self._open(replace(self.options, shapes=self._shapes))
             self._compare(session)
-            self._precision, self._cached = session.precision, session.cached
+            self._precision, self._cached, self._kept = session.precision, session.cached, session.kept
             memory.trim()
         except BaseException as error:  # whoever waits for the future raises it
             future.set_exception(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 from pocketdiffusion.backends import Choice, choose, load, parse_devices, role_value
@@ -73,8 +74,6 @@ def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOption
 
     def make(
         graph: ComponentEntry,
-        residency: Residency = residency,
-        options: SessionOptions = options,
         sizes: Mapping[tuple[int, int], Component] | None = None,
         bands: Sequence[Component] = (),
     ) -> Component:
@@ -92,9 +91,23 @@ def _component(bundle: Bundle, name: str, choice: Choice, options: SessionOption
 
     first, *others = entry.graphs
     sizes = {(s.width, s.height): make(graph) for s, graph in zip(entry.sizes, others, strict=True)}
-    passing = replace(options, passing=True)
-    bands = [make(piece, "release", passing) for piece in entry.pieces]
-    return make(replace(first, bands=entry.bands), sizes=sizes, bands=bands)
+    return make(replace(first, bands=entry.bands), sizes=sizes, bands=pieces(name, entry, bundle.path, choice, options))
+
+
+def pieces(name: str, entry: ComponentEntry, folder: Path, choice: Choice, options: SessionOptions) -> list[Component]:
+    """A component for each of `entry.bands`, whose graphs lie below `folder`. `options.identity` is the bundle's."""
+    return [
+        Component(
+            name,
+            folder / piece.graph,
+            piece,
+            backend=load(choice.backend),
+            device=choice.device,
+            options=replace(options, identity=options.identity and f"{options.identity} {piece.graph}", passing=True),
+            residency="release",
+        )
+        for piece in entry.pieces
+    ]
 
 
 def _require_parts(bundle: Bundle) -> None:

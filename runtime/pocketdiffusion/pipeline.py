@@ -104,7 +104,7 @@ class Pipeline:
         where the VAE's graphs are fixed to less than the picture. `vae_bands`, a number of rows, decodes in bands that
         give the same picture as one piece does, if the bundle was exported for it; `vae_tile` then bounds encoding
         only. `memory_limit`, "1GB" or bytes, is kept by this whole process: each request then gets the fastest plan
-        that fits, of residency, weights (unless given), guidance in turn and VAE tiles, from what each graph was
+        that fits, of residency, weights (unless given), guidance in turn, VAE bands and tiles, from what each graph was
         measured to take; what is not known yet is measured in child processes first. See `Generation.memory_plan`.
         Raises BundleError, BackendError and InvalidRequest.
         """
@@ -155,8 +155,12 @@ class Pipeline:
         """The generation as an iterator over its steps; closing it cancels. Raises InvalidRequest at once."""
         request = prompt if isinstance(prompt, Request) else make_request(prompt, **fields)
         request = resolve(request, self.bundle.manifest.numbers, self.bundle.manifest.tasks)
-        request = replace(request, vae_tile=self.vae_tile if request.vae_tile is None else request.vae_tile)
-        request = vae.with_decoder(request, self.bundle.manifest.name, self.components, self.vae_bands)
+        request = replace(
+            request,
+            vae_tile=self.vae_tile if request.vae_tile is None else request.vae_tile,
+            vae_bands=self.vae_bands if request.vae_bands is None else request.vae_bands,
+        )
+        request = vae.with_decoder(request, self.bundle.manifest.name, self.components)
         self._check(request)
         options = {} if request.eta is None else {"eta": request.eta}
         plan = sampling_plan(self.scheduler_config, sampler=request.sampler, schedule=request.schedule, options=options)
@@ -251,10 +255,10 @@ class Pipeline:
         return start.finish(run.parameterization.latent(step.x, step.sigma_next))
 
     def _decode(self, run: Run, latents: Array) -> Array:
-        if self.vae_bands is not None:
+        if run.request.vae_bands is not None:
             with run.timings.span("vae_decode"):
                 decoder = self.components["vae_decoder"]
-                return vae.decode(decoder, latents, run.numbers, run.timings, bands=self.vae_bands)
+                return vae.decode(decoder, latents, run.numbers, run.timings, bands=run.request.vae_bands)
         name = vae.decoder_of(run.request)
         with self._part(name, run.request).use() as decoder:
             tile = self._tile(name, run.request)
@@ -276,7 +280,7 @@ class Pipeline:
 
     def _part(self, name: str, request: Request) -> Component:
         """A component, of its graphs the one for the picture's size, or for a tile of it, or the first for bands."""
-        if name == "vae_decoder" and self.vae_bands is not None:
+        if name == "vae_decoder" and request.vae_bands is not None:
             return self.components[name].bands[0]
         factor = self.bundle.manifest.numbers.vae_factor
         height, width = self._tile(name, request)
@@ -285,7 +289,7 @@ class Pipeline:
     def _tile(self, name: str, request: Request) -> Size:
         """What a component computes at a time, in latent cells: the whole picture, or a tile of it."""
         height, width = sizes.latent_shape(request, self.bundle.manifest.numbers)[2:]
-        if name not in vae.COMPONENTS or (name == "vae_decoder" and self.vae_bands is not None):
+        if name not in vae.COMPONENTS or (name == "vae_decoder" and request.vae_bands is not None):
             return height, width
         return vae.tile_for(self.components[name], (height, width), self.bundle.manifest.numbers, request.vae_tile)
 
@@ -323,8 +327,8 @@ class Pipeline:
                 "the model with judge_text and judge_image (see models/README.md)"
             )
         sizes.check(request, manifest, self._family.denoiser)
-        if self.vae_bands is not None and request.output_type != "latent":
-            bands.check(self.components["vae_decoder"], self.vae_bands)
+        if request.vae_bands is not None and request.output_type != "latent":
+            bands.check(self.components["vae_decoder"], request.vae_bands)
         for name in self._needed(request):
             self._tile(name, request)
 

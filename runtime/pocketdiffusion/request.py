@@ -111,6 +111,8 @@ class Request:
     output_type: str = "pil"
     vae_tile: int | None = None
     """The VAE computes no more than this many pixels squared at a time; None is the pipeline's `vae_tile`."""
+    vae_bands: int | None = None
+    """The VAE's decoder computes this many rows at a time; None is the pipeline's `vae_bands`."""
 
     def __post_init__(self) -> None:
         _check_prompts(self.prompt, self.negative_prompt)

@@ -24,23 +24,25 @@ TINY = DECODERS["tiny"]
 """A distilled decoder (TAESD's kind): takes the denoiser's latents as they are, whatever scale the full one needs."""
 
 
-def with_decoder(request: Request, bundle: str, components: Container[str], bands: int | None) -> Request:
+def with_decoder(request: Request, bundle: str, components: Container[str]) -> Request:
     """The request with its decoder, as far as it and its preset say; None leaves it to a memory limit.
 
-    `components` are those of a `bundle` of that name; `bands` are those of the pipeline, which only the full decoder
-    has. Raises BundleUnsupported for a tiny decoder that is not there, and InvalidRequest for one with bands.
+    `components` are those of a `bundle` of that name; only the full decoder has bands. Raises BundleUnsupported for a
+    tiny decoder that is not there, and InvalidRequest for one with bands.
     """
     if request.decoder is None:
         preset = PRESETS[request.preset].decoder
         able = preset is not None and DECODERS[preset] in components
-        return replace(request, decoder="full" if bands is not None else preset if able else None)
+        return replace(request, decoder="full" if request.vae_bands is not None else preset if able else None)
     if DECODERS[request.decoder] not in components:
         raise BundleUnsupported(
             f"decoder '{request.decoder}' was asked; {bundle} has none: leave it out, or add one with "
             "`pocketdiffusion export BUNDLE DEST --tiny-vae SOURCE`"
         )
-    if request.decoder == "tiny" and bands is not None:
-        raise InvalidRequest("decoder", f"decoder is 'tiny' and vae_bands {bands}; only the full decoder runs in bands")
+    if request.decoder == "tiny" and request.vae_bands is not None:
+        raise InvalidRequest(
+            "decoder", f"decoder is 'tiny' and vae_bands {request.vae_bands}; only the full decoder runs in bands"
+        )
     return request
 
 

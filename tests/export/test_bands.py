@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from pocketdiffusion.bundle import Bundle  # noqa: E402
 from pocketdiffusion.bundle.models import find_bundle  # noqa: E402
 from pocketdiffusion.component import Component  # noqa: E402
 from pocketdiffusion.timing import Timings  # noqa: E402
+from pocketdiffusion.tuning.store import Store  # noqa: E402
 from pocketdiffusion_export import bands  # noqa: E402
 from pocketdiffusion_export.errors import ExportError  # noqa: E402
 from pocketdiffusion_export.export import Made, export  # noqa: E402
@@ -91,6 +94,18 @@ def test_an_exported_bundle_decodes_in_bands(made: Made) -> None:
         assert result.configuration["vae_decoder"].precision == "float32"
         pipe.vae_bands = None
         np.testing.assert_allclose(result.images, pipe("red apple", **given).images, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's memory")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bands_are_measured_and_planned(made: Made, engine: str, tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(made.destination, device=engine, threads=1, vae_bands=8, memory_limit="8GB")
+    found = pipe.stream("red apple", width=40, height=24).memory_plan
+    assert found is not None and found.strategy.bands == 8
+    known = [json.loads(file.read_bytes()) for file in Store("footprints").files()]
+    (banded,) = [found for found in known if found["key"]["bands"] == 8]
+    assert banded["value"]["footprint"]["memory"]["running"] > 0
 
 
 def test_what_can_have_no_bands_is_said_before_the_work(tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pocketdiffusion import memory
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.bundle import Bundle
-from pocketdiffusion.bundle.manifest import GraphPart
+from pocketdiffusion.bundle.manifest import BandGraph, GraphPart
 from pocketdiffusion.bundle.models import find_bundle
+from pocketdiffusion.component import Component
 from pocketdiffusion.errors import GraphFailed, InvalidRequest
 from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.tuning import budget as module
@@ -211,9 +213,12 @@ def test_the_peak_is_the_largest_moment(tiny_bundle: Any) -> None:
 
 
 def test_strategies_are_ordered_by_what_they_cost() -> None:
-    ways = strategies(["keep", "release"], [False, True], [True, False], [None, 256])
+    decoders = [(None, None, False), (None, 16, False), (256, None, False)]
+    ways = strategies(["keep", "release"], [False, True], [True, False], decoders)
     assert ways[:3] == [Strategy(), Strategy(batched=False), Strategy(residency="release")]
-    assert len(set(ways)) == 16 and all(way.tile == 256 for way in ways[8:])
+    assert len(set(ways)) == 24 and all(way.bands == 16 for way in ways[8:16])
+    assert all(way.tile == 256 for way in ways[16:])
+    assert str(ways[8]) == "graphs stay open, VAE in bands of 16 rows"
     assert str(ways[-1]) == (
         "one graph at a time, weights held compact, guidance in turn, VAE in tiles of at most 256x256 pixels"
     )
@@ -324,11 +329,58 @@ def test_a_denoiser_in_parts_is_the_leanest_way(limited: Pipeline, fake: FakeMea
     assert component.residency == "stream" and "denoiser in parts" in str(found)
 
 
+@pytest.fixture
+def banded(limited: Pipeline, fake: FakeMeasure, backend: Any) -> Pipeline:
+    """The same with a decoder in one piece for bands, which take 10 MB a row."""
+
+    def measure(subject: Subject, *, limit: int | None = None) -> Footprint:
+        if subject.bands is None:
+            return fake(subject, limit=limit)
+        fake.measured.append(subject)
+        return footprint(10 * subject.bands * MB)
+
+    part = limited.components["vae_decoder"]
+    graph = BandGraph(part.entry.graph, part.entry.inputs, part.entry.outputs, 0, 4)
+    part.entry = replace(part.entry, bands=(graph,))
+    (entry,) = part.entry.pieces
+    part.bands = (Component("vae_decoder", part.graph, entry, backend=backend, device="cpu", residency="release"),)
+    limited.budget.footprints = Footprints(limited.budget.footprints._store, measure)
+    return limited
+
+
+# A picture of 256x256, 64x64 cells: denoiser and text encoder as ever, VAE 16 GB whole, 1 GB in the smallest tiles.
+def test_a_decoder_that_has_bands_uses_them_before_tiles(banded: Pipeline, fake: FakeMeasure, backend: Any) -> None:
+    size = {"width": 256, "height": 256}
+    found = plan(banded, 1500 * MB, **size)
+    assert found.strategy == Strategy(bands=32)
+    assert plan(banded, 400 * MB, **size, guidance_scale=1.0).strategy == Strategy(bands=16)
+    decoders = [subject for subject in fake.measured if subject.component == "vae_decoder"]
+    assert all(subject.shapes["latent_sample"][2:] == (64, 64) for subject in decoders)
+    given = banded("a cat", seed=0, num_inference_steps=2, **size)
+    banded.budget.limit = None
+    backend.runs.clear()
+    np.testing.assert_array_equal(given.pixels, banded("a cat", seed=0, num_inference_steps=2, **size).pixels)
+
+
+def test_bands_that_are_asked_for_are_what_is_planned(banded: Pipeline, fake: FakeMeasure) -> None:
+    banded.vae_bands = 8
+    assert plan(banded, 2000 * MB).strategy == Strategy(bands=8)
+    assert [subject.bands for subject in fake.measured if subject.component == "vae_decoder"] == [8]
+
+
 def test_a_subject_arrives_in_a_child_as_it_is(tiny_bundle: Any) -> None:
     one = subject(tiny_bundle)
     part = GraphPart("unet/part_0.fake", one.entry.inputs, one.entry.outputs, 7)
-    for sent in (one, replace(one, entry=replace(one.entry, parts=(part,)), streamed=True)):
+    band = BandGraph("unet/band_0.fake", one.entry.inputs, one.entry.outputs, 1, 2)
+    for sent in (
+        one,
+        replace(one, entry=replace(one.entry, parts=(part,)), streamed=True),
+        replace(one, entry=replace(one.entry, bands=(band,)), bands=16),
+    ):
         found = Subject.from_json(json.loads(json.dumps(sent.to_json())))
-        assert replace(found, entry=sent.entry) == sent and found.entry.parts == sent.entry.parts
+        assert replace(found, entry=sent.entry) == sent and (found.entry.parts, found.entry.bands) == (
+            sent.entry.parts,
+            sent.entry.bands,
+        )
         assert found.key() == sent.key()
     assert one.key() != found.key()

@@ -13,6 +13,7 @@ from math import isqrt, prod
 
 from pocketdiffusion import memory, vae
 from pocketdiffusion.backends.base import Weights
+from pocketdiffusion.bands import LEAST as LEAST_ROWS
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.component import Component, Residency
 from pocketdiffusion.errors import InvalidRequest
@@ -23,7 +24,7 @@ from pocketdiffusion.tiles import LEAST
 from pocketdiffusion.tuning.choice import can_be_compact
 from pocketdiffusion.tuning.footprint import Subject
 from pocketdiffusion.tuning.footprints import Footprints, Say
-from pocketdiffusion.tuning.plan import RESIDENCIES, Plan, Planner, Stage, Strategy, strategies, unmeasurable
+from pocketdiffusion.tuning.plan import RESIDENCIES, Decoder, Plan, Planner, Stage, Strategy, strategies, unmeasurable
 from pocketdiffusion.tuning.shapes import graph_shapes
 from pocketdiffusion.units import megabytes, size_in_bytes
 
@@ -31,6 +32,8 @@ TILES = (0.75, 0.5, 0.375, 0.25)
 """Sides of tiles that are tried, as parts of the picture's."""
 HOST = 8_000_000
 """Bytes that the runtime takes for pictures of any size: their library, above all."""
+BANDS = (8, 16, 32)
+"""Numbers of bands that are tried."""
 PICTURES = 3
 """Copies of all pictures, float32, that exist when the last is decoded."""
 ORDER = ("text_encoder", "vae_encoder", "unet", "transformer", "vae_decoder", vae.TINY, "safety_checker")
@@ -64,7 +67,7 @@ class Budget:
         if self.limit is None:
             return request, None
         key = (self.limit, request.width, request.height, request.batch, self._passes(request), *needed)
-        key += (request.batched_guidance, request.vae_tile, request.decoder)
+        key += (request.batched_guidance, request.vae_tile, request.vae_bands, request.decoder)
         if key not in self._planned:
             self._planned[key] = self._plan(request, needed, self.limit)
         plan = self._planned[key]
@@ -73,7 +76,8 @@ class Budget:
             self._current = key
         way = plan.strategy
         decoder = "tiny" if way.tiny else request.decoder
-        return replace(request, batched_guidance=way.batched, vae_tile=way.tile, decoder=decoder), plan
+        request = replace(request, batched_guidance=way.batched, decoder=decoder)
+        return replace(request, vae_tile=way.tile, vae_bands=way.bands), plan
 
     def report(self, plan: Plan) -> str:
         """What was predicted and what the process's peak was."""
@@ -94,8 +98,7 @@ class Budget:
             names[names.index(self._residency) :],
             [False, True] if not self.keep_weights and any(map(self._compactable, needed)) else [False],
             [True, False] if request.batched_guidance and self._passes(request) > 1 else [request.batched_guidance],
-            [request.vae_tile, *self._tiles(request, needed)],
-            [False, True] if self._may_be_tiny(request, needed) else [False],
+            list(self._decoders(request, needed)),
         )
         planner = Planner(self.footprints, self.say)
         return planner.plan(ways, lambda way: list(self._stages(request, needed, way)), base=now.rss, limit=limit)
@@ -108,26 +111,48 @@ class Budget:
     def _compactable(self, name: str) -> bool:
         return self._weights[name] == "fast" and can_be_compact(self._components[name].entry)
 
-    def _may_be_tiny(self, request: Request, needed: Sequence[str]) -> bool:
-        """Whether the tiny decoder may take the full one's place: nobody asked for either."""
-        return request.decoder is None and DECODERS["full"] in needed and vae.TINY in self._components
+    def _decoders(self, request: Request, needed: Sequence[str]) -> Iterator[Decoder]:
+        """Ways to decode: as asked, then in bands, which change nothing, then in tiles.
+
+        The tiny decoder, whole and in tiles, takes the full one's place in the end, if nobody asked for either.
+        """
+        full = DECODERS["full"]
+        tiles = self._tiles(request, needed)
+        yield request.vae_tile, request.vae_bands, False
+        if request.vae_bands is None:
+            if full in needed and self._components[full].bands:
+                yield from ((request.vae_tile, rows, False) for rows in self._bands(request))
+            yield from ((tile, None, False) for tile in tiles)
+        if request.decoder is None and full in needed and vae.TINY in self._components:
+            yield from ((tile, None, True) for tile in (request.vae_tile, *tiles))
+
+    def _bands(self, request: Request) -> list[int]:
+        """Rows of bands, falling, that are worth a try."""
+        height = self._size(request)[0]
+        return [rows for part in BANDS if (rows := height // part) >= LEAST_ROWS]
 
     def _stages(self, request: Request, needed: Sequence[str], way: Strategy) -> Iterator[Stage]:
         pictures = HOST + PICTURES * request.batch * prod(self._size(request)) * 3 * 4
         used = [vae.TINY if way.tiny and name == DECODERS["full"] else name for name in needed]
         for name in sorted(used, key=_place):
             late = _place(name) >= ORDER.index("vae_decoder")
-            yield Stage(self._subject(request, name, way), way.residency == "keep", pictures if late else 0)
+            subject = self._subject(request, name, way)
+            kept = way.residency == "keep" and subject.bands is None
+            yield Stage(subject, kept, pictures if late else 0)
 
     def _subject(self, request: Request, name: str, way: Strategy) -> Subject:
         numbers, component = self._bundle.manifest.numbers, self._components[name]
         height, width = (side // numbers.vae_factor for side in self._size(request))
-        cells = (height, width)
-        if name in vae.COMPONENTS:
+        cells, bands = (height, width), way.bands if name == DECODERS["full"] else None
+        if name in vae.COMPONENTS and bands is None:
             cells = vae.tile_for(component, cells, numbers, way.tile)
         part = component.sizes.get((cells[1] * numbers.vae_factor, cells[0] * numbers.vae_factor), component)
         backend, _, device = part.device.partition(":")
-        weights = "compact" if way.compact and self._compactable(name) else part.options.weights
+        options = part.options
+        if way.compact and self._compactable(name):
+            options = replace(options, weights="compact")
+        if bands is not None:  # each piece makes its own of it
+            options = replace(options, identity=options.identity and self._bundle.digest)
         return Subject(
             component=name,
             graph=part.graph,
@@ -135,9 +160,10 @@ class Budget:
             contents=f"{self._bundle.digest} {part.entry.graph}",
             backend=backend,
             device=device,
-            options=replace(part.options, weights=weights),
+            options=options,
             shapes=graph_shapes(name, part.entry, numbers, cells, self._rows(request, name, way)),
-            streamed=way.residency == "stream" and bool(part.entry.parts),
+            streamed=bands is None and way.residency == "stream" and bool(part.entry.parts),
+            bands=bands,
         )
 
     def _rows(self, request: Request, name: str, way: Strategy) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from pocketdiffusion.backends import load
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.cache import processor
-from pocketdiffusion.bundle.manifest import ComponentEntry, GraphPart
+from pocketdiffusion.bundle.manifest import BandGraph, ComponentEntry, GraphPart
 from pocketdiffusion.tensors import TensorSpec
 from pocketdiffusion.tuning.shapes import Shape
 
@@ -32,6 +32,8 @@ class Subject:
     """Of its inputs."""
     streamed: bool = False
     """Opened in parts."""
+    bands: int | None = None
+    """Rows of a band, if it runs in bands: then `options` are those of the pieces, and their identity the bundle's."""
 
     def key(self) -> dict[str, Any]:
         """All of that, the engine's version and the machine: what is remembered counts only where they are the same."""
@@ -47,6 +49,7 @@ class Subject:
             "weights": options.weights,
             "cached": options.identity is not None,
             "streamed": self.streamed,
+            "bands": self.bands,
             "shapes": {name: list(shape) for name, shape in sorted(self.shapes.items())},
         }
 
@@ -59,7 +62,7 @@ class Subject:
         """The value that `to_json` wrote. The entry's graphs for other sizes are left out."""
         entry = data["entry"]
         return cls(
-            **{name: data[name] for name in ("component", "contents", "backend", "device", "streamed")},
+            **{name: data[name] for name in ("component", "contents", "backend", "device", "streamed", "bands")},
             graph=Path(data["graph"]),
             entry=ComponentEntry(
                 entry["format"],
@@ -67,6 +70,10 @@ class Subject:
                 _specs(entry["inputs"]),
                 _specs(entry["outputs"]),
                 entry["weights"],
+                bands=tuple(
+                    BandGraph(**{**band, "inputs": _specs(band["inputs"]), "outputs": _specs(band["outputs"])})
+                    for band in entry["bands"]
+                ),
                 parts=tuple(
                     GraphPart(**{**part, "inputs": _specs(part["inputs"]), "outputs": _specs(part["outputs"])})
                     for part in entry["parts"]
@@ -81,6 +88,7 @@ class Subject:
         inputs = "x".join(map(str, size))
         weights = "" if self.options.weights == "fast" else f", {self.options.weights} weights"
         weights = ", in parts" if self.streamed else weights
+        weights += "" if self.bands is None else f", in bands of {self.bands} rows"
         return f"{self.component} on {self.backend}:{self.device}, {self.options.precision}{weights}, {inputs}"
 
 

@@ -35,6 +35,8 @@ class Strategy:
     """The passes of guidance in one batch; False: in turn."""
     tile: int | None = None
     """The VAE computes at most this many pixels squared at a time."""
+    bands: int | None = None
+    """The VAE's decoder computes this many rows at a time."""
     tiny: bool = False
     """The tiny decoder in place of the full one, which it does not equal."""
 
@@ -43,9 +45,13 @@ class Strategy:
         parts += ["weights held compact"] if self.compact else []
         parts += [] if self.batched else ["guidance in turn"]
         parts += [] if self.tile is None else [f"VAE in tiles of at most {self.tile}x{self.tile} pixels"]
+        parts += [] if self.bands is None else [f"VAE in bands of {self.bands} rows"]
         parts += ["the tiny decoder, which draws less detail"] if self.tiny else []
         return ", ".join(parts)
 
+
+Decoder = tuple[int | None, int | None, bool]
+"""`tile`, `bands` and `tiny` of a strategy."""
 
 RESIDENCIES: dict[Residency, str] = {
     "keep": "graphs stay open",
@@ -84,12 +90,12 @@ def strategies(
     residencies: Sequence[Residency],
     compact: Sequence[bool],
     batched: Sequence[bool],
-    tiles: Sequence[int | None],
-    tiny: Sequence[bool] = (False,),
+    decoders: Sequence[Decoder],
 ) -> list[Strategy]:
-    """All combinations, what costs least first: guidance in turn, then reopening, compact weights, and tiles; a tiny
-    decoder only when all of that is too much."""
-    return [Strategy(r, c, b, t, d) for d, t, c, r, b in product(tiny, tiles, compact, residencies, batched)]
+    """All combinations, what costs least first: guidance in turn, then reopening, compact weights, and in the end the
+    decoders in their order.
+    """
+    return [Strategy(r, c, b, *d) for d, c, r, b in product(decoders, compact, residencies, batched)]
 
 
 def predicted(stages: Sequence[Stage], found: Mapping[str, Memory], base: int) -> int:

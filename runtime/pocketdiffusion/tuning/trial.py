@@ -7,23 +7,25 @@ opening from there: a first child fills the cache for a second one.
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pocketdiffusion import errors, memory
-from pocketdiffusion.backends import load
+from pocketdiffusion import bands, errors, memory
+from pocketdiffusion.backends import Choice, load
 from pocketdiffusion.backends.session import label
 from pocketdiffusion.children import answer, ending, possible, program, start
 from pocketdiffusion.component import Component
+from pocketdiffusion.components import pieces
 from pocketdiffusion.errors import BackendError, GraphFailed, LoadCrashed, PocketDiffusionError
 from pocketdiffusion.golden import golden_tensors, sqnr_db
-from pocketdiffusion.tensors import AnyArray
+from pocketdiffusion.timing import Timings
 from pocketdiffusion.tuning.footprint import Footprint, Memory, Subject
 from pocketdiffusion.tuning.shapes import random_feeds
 
@@ -120,21 +122,19 @@ def _trial(subject: Subject, golden: Path | None) -> tuple[Footprint, bool]:
     backend = load(subject.backend)
     loading = _seconds(backend.version)
     gauge = _Gauge()
-    component = Component(
-        subject.component,
-        subject.graph,
-        subject.entry,
-        backend=backend,
-        device=subject.device,
-        options=subject.options,
-        residency="stream" if subject.streamed else "keep",
-    )
+    component = _component(subject)
     component.expect(subject.shapes)
-    opening = _seconds(lambda: component.session)
+    opening = 0.0 if subject.bands is not None else _seconds(lambda: component.session)
     opened = gauge.take()
-    first, others = _runs(component, random_feeds(subject.entry.inputs, subject.shapes))
+    feeds = random_feeds(subject.entry.inputs, subject.shapes)
+    first, others = _runs(
+        functools.partial(component.run, feeds)
+        if subject.bands is None
+        else functools.partial(bands.run, component, feeds, subject.bands, Timings())
+    )
     ran = gauge.take()
-    precision, cached, kept = component.precision, component.cached, component.session.kept
+    used = component if subject.bands is None else component.bands[0]
+    precision, cached, kept = used.precision, used.cached, used.kept
     error = None if golden is None else _error(component, golden)
     component.close()
     left = gauge.take()
@@ -154,12 +154,29 @@ def _trial(subject: Subject, golden: Path | None) -> tuple[Footprint, bool]:
     return footprint, cached
 
 
-def _runs(component: Component, feeds: Mapping[str, AnyArray]) -> tuple[float, list[float]]:
+def _component(subject: Subject) -> Component:
+    entry, options, made = subject.entry, subject.options, list[Component]()
+    if subject.bands is not None:
+        folder = subject.graph.parents[len(PurePosixPath(entry.graph).parts) - 1]
+        made = pieces(subject.component, entry, folder, Choice(subject.backend, subject.device, "measured"), options)
+    return Component(
+        subject.component,
+        subject.graph,
+        entry,
+        backend=load(subject.backend),
+        device=subject.device,
+        options=options,
+        residency="stream" if subject.streamed else "keep",
+        bands=made,
+    )
+
+
+def _runs(run: Callable[[], object]) -> tuple[float, list[float]]:
     """Seconds of the first run, and of those after it."""
-    first = _seconds(lambda: component.run(feeds))
+    first = _seconds(run)
     others: list[float] = []
     while len(others) < RUNS and sum(others) + min(others, default=first) < SECONDS:
-        others.append(_seconds(lambda: component.run(feeds)))
+        others.append(_seconds(run))
     return first, others
 
 
