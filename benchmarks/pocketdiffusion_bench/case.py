@@ -45,6 +45,9 @@ class Case:
     """Ours only: "keep", "release" or "stream"."""
     vae_tile: int | None = None
     """Ours only: the VAE computes at most so many pixels squared at a time."""
+    memory_plan: int | None = None
+    """Ours only: bytes for which it plans how to hold the model, as generate's --memory-limit; its own choice, where
+    `memory_limit` is the system's."""
     memory_limit: int | None = None
     """Bytes of memory, without swap, that the process may use; None sets no limit."""
 
@@ -61,8 +64,7 @@ class Case:
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if "width" in given and "height" in given:
             given["size"] = f"{given.pop('width')}x{given.pop('height')}"
-        if "memory_limit" in given:
-            given["memory_limit"] = f"{given['memory_limit'] / 1e6:.0f}MB"
+        given |= {name: f"{given[name] / 1e6:.0f}MB" for name in ("memory_plan", "memory_limit") if name in given}
         plain = ("recipe", "device", "precision", "size")
         return " ".join([*parts, *(str(v) if k in plain else f"{k}={v}" for k, v in given.items())])
 

@@ -10,7 +10,10 @@ from pocketdiffusion_bench.case import Case
 
 QUANTIZED = "int8"
 """Precision of a graph whose layers compute in integers: its recipe asks for that, and no one asks for it by name."""
-PLAIN = ("recipe", "threads", "width", "height", "steps", "guidance", "preset", "decoder", "residency", "vae_tile")
+PLAIN = (
+    *("recipe", "threads", "width", "height", "steps", "guidance"),
+    *("preset", "decoder", "residency", "vae_tile", "memory_plan"),
+)
 """Settings that must be told exactly as they were asked."""
 
 

@@ -28,6 +28,7 @@ from pocketdiffusion_bench.timeline import UNEVEN_STEP, stage_of, timeline
 if TYPE_CHECKING:
     from pocketdiffusion.pipeline import Pipeline
     from pocketdiffusion.result import Result
+    from pocketdiffusion.tuning.plan import Plan
 
 
 def main() -> int:
@@ -57,6 +58,7 @@ def main() -> int:
 def _measure(kind: type[Pipeline], case: Case, args: argparse.Namespace, log: EventLog) -> None:
     asked = {name: getattr(case, name) for name in ("device", "precision", "residency", "vae_tile")}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    given["memory_limit"] = case.memory_plan
     with log.timed("load"):
         pipe = kind.from_pretrained(args.bundle, threads=case.threads, **given)
     closings: list[TimedSpan] = []
@@ -66,17 +68,19 @@ def _measure(kind: type[Pipeline], case: Case, args: argparse.Namespace, log: Ev
     for index in range(args.images):
         file = args.image.with_name(f"{args.image.stem}-{index}{args.image.suffix}")
         closings.clear()
-        result = _picture(pipe, case, file, log, closings)
+        result, plan = _picture(pipe, case, file, log, closings)
         if index == 0:
-            log.configuration(configuration(pipe, case, result))
+            log.configuration(configuration(pipe, case, result, plan))
     own = memory.read()  # `getrusage` would count the parent too, until the program was loaded
     log.done(peak_rss() if own is None else own.peak)  # before the graphs are closed: that belongs to the process's end
 
 
-def _picture(pipe: Pipeline, case: Case, file: Path, log: EventLog, closings: Sequence[TimedSpan]) -> Result:
+def _picture(
+    pipe: Pipeline, case: Case, file: Path, log: EventLog, closings: Sequence[TimedSpan]
+) -> tuple[Result, Plan | None]:
     start = time.perf_counter()
     log.begin("prepare")
-    result = pipe(
+    generation = pipe.stream(
         case.prompt,
         width=case.width,
         height=case.height,
@@ -87,6 +91,7 @@ def _picture(pipe: Pipeline, case: Case, file: Path, log: EventLog, closings: Se
         decoder=case.decoder,
         seed=case.seed,
     )
+    result = generation.result
     made = time.perf_counter()
     log.begin("save")
     result.save(file)
@@ -96,10 +101,10 @@ def _picture(pipe: Pipeline, case: Case, file: Path, log: EventLog, closings: Se
         log.span(*(span if case.exact or span.name != "step" else span._replace(name=UNEVEN_STEP)))
     log.span("save", made, saved)
     log.span("image", start, saved)
-    return result
+    return result, generation.memory_plan
 
 
-def configuration(pipe: Pipeline, case: Case, result: Result) -> dict[str, Any]:
+def configuration(pipe: Pipeline, case: Case, result: Result, plan: Plan | None) -> dict[str, Any]:
     """What was really used, as the sessions and the manifest say. Nothing in it names this machine or its paths."""
     from pocketdiffusion import __version__
     from pocketdiffusion.presets import DECODERS
@@ -117,6 +122,9 @@ def configuration(pipe: Pipeline, case: Case, result: Result) -> dict[str, Any]:
         "threads": case.threads,
         "residency": next(iter(pipe.components.values())).residency,
         "vae_tile": pipe.vae_tile,
+        "memory_plan": None if plan is None else plan.limit,
+        "plan": None if plan is None else str(plan.strategy),
+        "predicted_bytes": None if plan is None else plan.predicted,
         "recipe": manifest.recipe,
         "width": made.width,
         "height": made.height,

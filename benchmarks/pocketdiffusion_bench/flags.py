@@ -19,6 +19,8 @@ MAX_DRIFT = 0.05
 """By which the processors' clock may differ between the runs."""
 CACHED = 1 / 3
 """A later picture's step this much shorter than the first picture's has hardly been computed."""
+MAX_OFF = 0.15
+"""Share of the measured peak by which a memory plan's prediction may miss it."""
 APART = ("image",)
 """Spans that enclose others; openings may overlap them."""
 
@@ -82,6 +84,16 @@ def _later_to_first(run: Run) -> Iterator[float]:
     for later in steps[1:]:
         whole = [*later, *[0.0] * (len(steps[0]) - len(later))]  # a step that was not run took no time
         yield statistics.median(whole) / first
+
+
+def prediction(predicted: int | None, runs: Sequence[Run]) -> list[str]:
+    """A flag if a plan's predicted peak, in bytes, is far from what the processes took."""
+    peaks = [run.memory.rss for run in runs if run.memory.rss is not None]
+    if predicted is None or not peaks:
+        return []
+    off = max((predicted / peak - 1 for peak in peaks), key=abs)
+    said = f"its plan predicted {predicted / 1e6:,.0f} MB, {100 * abs(off):.0f} % {'over' if off > 0 else 'under'} the"
+    return [f"{said} peak"] if abs(off) > MAX_OFF else []
 
 
 def busy(others: Sequence[float | None]) -> list[str]:

@@ -31,6 +31,7 @@ LISTS = (
     "decoder",
     "residency",
     "vae_tile",
+    "memory_plan",
 )
 """Options whose values are multiplied into cases, beside --size and --memory-limit; named like the case's fields."""
 
@@ -52,6 +53,9 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--decoder", type=words, default=[None], help="as of generate: full, tiny")
     group.add_argument("--residency", type=words, default=[None], help="keep, release, stream")
     group.add_argument("--vae-tile", type=listed(whole), default=[None], metavar="PIXELS", help="as of generate")
+    group.add_argument(
+        "--memory-plan", type=listed(amount), default=[None], metavar="SIZE", help="as generate's --memory-limit"
+    )
     group.add_argument("--memory-limit", type=listed(amount), default=[None], metavar="SIZE", help="e.g. 1GB,500MB")
     group.add_argument("--prompt", default=PROMPT)
     group.add_argument("--seed", type=int, default=0)

@@ -104,6 +104,7 @@ class Job:
         doubts = [
             *self.doubts,
             *flags.flags(self.runs),
+            *flags.prediction(self.configuration.get("predicted_bytes"), self.runs),
             *flags.busy(self._others),
             *flags.drift(self._clocks, self._throttled),
             *flags.unequal(self._pictures),

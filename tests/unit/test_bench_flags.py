@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from pocketdiffusion_bench.flags import busy, covered, drift, flags, unequal
+from pocketdiffusion_bench.flags import busy, covered, drift, flags, prediction, unequal
 from pocketdiffusion_bench.record import MemoryPeaks, Run, Span
 
 
@@ -86,3 +87,19 @@ def test_a_moving_clock_and_heat_are_flagged() -> None:
 def test_different_pictures_of_equal_requests_are_flagged() -> None:
     assert unequal({"a"}) == [] == unequal(set())
     assert "2 different pictures" in unequal({"a", "b"})[0]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "said"),
+    [
+        (None, []),
+        (110, []),
+        (90, []),
+        (120, ["its plan predicted 120 MB, 20 % over the peak"]),
+        (80, ["its plan predicted 80 MB, 20 % under the peak"]),
+    ],
+)
+def test_a_prediction_that_misses_the_peak_is_flagged(predicted: int | None, said: list[str]) -> None:
+    run = replace(sound(), memory=MemoryPeaks(rss=100_000_000))
+    assert prediction(None if predicted is None else predicted * 10**6, [run, run]) == said
+    assert prediction(10**9, [sound()]) == []  # nothing told what it took

@@ -112,6 +112,7 @@ def test_a_runner_gets_what_the_case_leaves_open(peer: Peer, tiny_bundle: Bundle
         ({"vae_tile": 256}, "diffusers has no vae_tile '256'; that is pocketdiffusion's own setting"),
         ({"preset": "fast"}, "diffusers has no preset 'fast'; that is pocketdiffusion's own setting"),
         ({"decoder": "tiny"}, "diffusers has no decoder 'tiny'; that is pocketdiffusion's own setting"),
+        ({"memory_plan": 10**9}, "diffusers has no memory_plan '1000000000'; that is pocketdiffusion's own setting"),
         ({"residency": "keep"}, "diffusers has no residency 'keep'; that is pocketdiffusion's own setting"),
         ({"sampler": "dpm++ 3m sde"}, "diffusers has no sampler 'dpm++ 3m sde'; it has: ddim"),
         ({"sampler": "Euler Karras"}, "diffusers has no sampler 'Euler Karras'; it has: ddim"),

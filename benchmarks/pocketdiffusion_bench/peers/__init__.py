@@ -42,15 +42,15 @@ def require(case: Case) -> None:
 def offered(cases: Iterable[Case], say: Say) -> list[Case]:
     """The cases of a product that their peers have; the others are left out with a line to `say`.
 
-    Devices, presets, decoders, residencies and tiles are ours: peers run on the processor as they do. Raises BenchError
-    when a peer has none.
+    Devices, presets, decoders, residencies, tiles and plans are ours: peers run on the processor as they do. Raises
+    BenchError when a peer has none.
     """
     found, reasons = dict[Case, None](), dict[str, str]()
     for case in cases:
         if case.peer == OURS:
             found[case] = None
             continue
-        case = replace(case, device=None, preset=None, decoder=None, residency=None, vae_tile=None)
+        case = replace(case, device=None, preset=None, decoder=None, residency=None, vae_tile=None, memory_plan=None)
         try:
             peer_named(case.peer).check(case)
         except BenchError as error:
