@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pocketdiffusion.backends import load
+from pocketdiffusion.backends import openvino as module
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.cache import EngineCache
 
@@ -73,8 +74,21 @@ def test_contents_that_nothing_vouches_for_are_not_kept(openvino, graphs, tmp_pa
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_graph_too_large_to_export_by_way_of_the_memory_is_not_kept(openvino, graphs, monkeypatch):
-    monkeypatch.setattr("pocketdiffusion.backends.openvino.MAX_KEPT", 0)
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_large_graph_is_closed_when_it_is_compiled_and_opened_from_the_cache(
+    openvino, graphs, shift_feeds, monkeypatch, lost
+):
+    monkeypatch.setattr(module, "REOPENED", 0)
+    if lost:
+        monkeypatch.setattr(EngineCache, "load", lambda self, key: None)
+    session = openvino.open(graphs["shift"], "cpu", KNOWN)
+    assert not session.cached
+    assert (session._execute._mapped is None) == (session.kept is None) == lost
+    np.testing.assert_allclose(session.run(shift_feeds)["out"], shift_feeds["sample"] / 2 + 7, rtol=1e-6)
+
+
+def test_a_graph_that_would_fill_the_cache_is_not_kept(openvino, graphs, monkeypatch):
+    monkeypatch.setattr(module, "MAX_KEPT", 0)
     for _ in range(2):
         assert not openvino.open(graphs["shift"], "cpu", KNOWN).cached
     assert EngineCache().entries() == []

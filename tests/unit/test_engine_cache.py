@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +31,7 @@ def cache(tmp_path: Path) -> EngineCache:
 
 def bytes_of(data: bytes) -> Callable[[io.BytesIO], object]:
     """Exports them in pieces, as an engine does."""
-    pieces = [data[start : start + 1000] for start in range(0, len(data), 1000)]
+    pieces = [data[start : start + 9000] for start in range(0, len(data), 9000)]
     return lambda stream: [stream.write(piece) for piece in pieces]
 
 
@@ -273,6 +274,28 @@ def test_writers_at_once_leave_one_whole_entry(cache: EngineCache) -> None:
         list(pool.map(lambda _: cache.store(KEY, FACTS, bytes_of(DATA)), range(24)))
     assert only(cache).suffix == ".engine"
     assert cache.load(KEY) is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_what_an_engine_has_copied_leaves_the_memory(tmp_path: Path) -> None:
+    data = bytes(range(256)) * (1 << 15)
+    cache = EngineCache(tmp_path, limit=10**8)
+    cache.store(KEY, FACTS, bytes_of(data))
+    found = cache.load(KEY)
+    assert found is not None
+    with found.passing():
+        assert bytes(found.data) == data
+        until = time.monotonic() + 60
+        while resident(found.path) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert resident(found.path) == 0
+    assert bytes(found.data) == data
+
+
+def resident(path: Path) -> int:
+    """Kilobytes of a file that this process has mapped and in memory."""
+    mapping = Path("/proc/self/smaps").read_text().split(str(path))[1]
+    return int(mapping.split("Rss:")[1].split()[0])
 
 
 def test_what_a_killed_writer_left_is_cleared(cache: EngineCache) -> None:

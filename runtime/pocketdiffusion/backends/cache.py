@@ -24,9 +24,10 @@ import platform
 import shutil
 import stat
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -45,6 +46,8 @@ _RULES = 1
 _PAGE = 4096
 """Bytes before the engine's own, which start on a page of memory."""
 _CHUNK = 1 << 20
+_PASSING = 0.02
+"""Seconds in which an engine reads some 10 MB."""
 _SUFFIX = ".engine"
 _WHOLE: dict[Path, Marks] = {}
 """Entries that this process found whole -> the marks of their files then. Parts of a graph are opened in every step: to
@@ -77,11 +80,29 @@ class Found:
     """The engine's bytes, mapped from the file for as long as something refers to them."""
     path: Path
 
-    def unload(self) -> None:
-        """Take the bytes out of this process's memory, for an engine that has made copies; read again they come again.
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """A scope in which an engine makes copies of the bytes: what it has read leaves this process's memory soon.
 
-        The engine must not have written to them. The system keeps them for the next process, if it has room.
+        Otherwise all of it would be there beside the copies. Read again it comes again: the system keeps it, if it has
+        room. The engine must not write to the bytes.
         """
+        done = threading.Event()
+
+        def unload() -> None:
+            while not done.wait(_PASSING):
+                self._unload()
+
+        thread = threading.Thread(target=unload, name=f"unload {self.path.name}")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self._unload()
+
+    def _unload(self) -> None:
         if sys.platform == "linux":  # elsewhere the call means something else
             cast(mmap.mmap, self.data.obj).madvise(mmap.MADV_DONTNEED)
 

@@ -20,7 +20,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,12 @@ ACCELERATOR_NODES = ("/dev/dri", "/dev/dxg", "/dev/accel")
 """Where Linux shows GPUs and NPUs to programs (dxg: inside WSL)."""
 
 MAX_KEPT = 1 << 30
-"""Bytes of a graph and its weights. Larger ones are not kept, because the engine exports them by way of the memory."""
+"""Bytes of a graph and its weights. Larger ones are not kept: few of them would drive all others out of the cache."""
+
+REOPENED = 64 << 20
+"""Bytes of a graph and its weights from which one that was compiled is closed and opened from the cache at once. What
+was compiled holds weights in all forms that they had on the way: the embedded model's denoiser 185 MB, imported 117.
+"""
 
 READING = 1
 """Raised when `read` makes something else of a graph: what was compiled before then no longer counts."""
@@ -107,7 +112,7 @@ class OpenVinoBackend:
             device=f"openvino:{device}",
             precision=_precision(graph, device, options, compiled, opened.integer),
             execute=_Executor(compiled.create_infer_request(), list(outputs), opened.mapped),
-            cached=opened.mapped is not None,
+            cached=opened.cached,
             kept=opened.kept,
         )
 
@@ -138,6 +143,8 @@ class _Opened:
     outputs: list[str]
     integer: bool
     """Whether it quantizes activations."""
+    cached: bool = False
+    """Whether it was in the cache before."""
     mapped: memoryview | None = None
     """The contents of the file that it was imported from."""
     kept: Path | None = None
@@ -146,22 +153,46 @@ class _Opened:
 
 def _compiled(core: Any, graph: Path, device: str, options: SessionOptions, settings: Mapping[str, Any]) -> _Opened:
     """From the cache, or compiled and put there. Raises the engine's own exceptions, GraphFailed, InvalidRequest."""
-    key = _key(core, graph, device, options, settings)
-    cache = None if key is None else EngineCache()
-    if cache is not None and key is not None and (found := cache.load(key)) is not None:
-        with suppress(Exception):  # one of a build or driver that calls itself the same; it is compiled and kept anew
-            tensor = _engine().Tensor(np.frombuffer(found.data, np.uint8), shared_memory=True)
+    key, size = _key(core, graph, device, options, settings), _stored_bytes(graph)
+    cache = None if key is None or (size > MAX_KEPT and not options.passing) else EngineCache()
+    if key is None or cache is None:
+        return _read_and_compiled(core, graph, device, options, settings)
+    if (found := _imported(core, cache, key, device, settings)) is not None:
+        return found
+    opened = _read_and_compiled(core, graph, device, options, settings)
+    facts = {"inputs": opened.inputs, "outputs": opened.outputs, "integer": opened.integer}
+    kept = cache.store(key, facts, opened.graph.export_model)
+    if kept is None or options.passing or size < REOPENED:
+        return replace(opened, kept=kept)
+    del opened  # before it is imported
+    found = _imported(core, cache, key, device, settings)
+    if found is None:  # gone already
+        return _read_and_compiled(core, graph, device, options, settings)
+    return replace(found, cached=False)
+
+
+def _imported(
+    core: Any, cache: EngineCache, key: Mapping[str, Any], device: str, settings: Mapping[str, Any]
+) -> _Opened | None:
+    """A graph from the cache; None where it has none that the engine takes."""
+    found = cache.load(key)
+    if found is None:
+        return None
+    with suppress(Exception):  # one of a build or driver that calls itself the same; it is compiled and kept anew
+        tensor = _engine().Tensor(np.frombuffer(found.data, np.uint8), shared_memory=True)
+        with found.passing():
             imported = core.import_model(tensor, device.upper(), settings)
-            found.unload()
-            return _Opened(imported, **found.facts, mapped=found.data, kept=found.path)
+        return _Opened(imported, **found.facts, cached=True, mapped=found.data, kept=found.path)
+    return None
+
+
+def _read_and_compiled(
+    core: Any, graph: Path, device: str, options: SessionOptions, settings: Mapping[str, Any]
+) -> _Opened:
     model = read(core, graph, options)
     given, made = ([_name(graph, port) for port in ports] for ports in (model.inputs, model.outputs))
-    facts: dict[str, Any] = {"inputs": given, "outputs": made, "integer": _quantizes_activations(model)}
-    compiled = core.compile_model(model, device.upper(), settings)
-    if cache is not None and key is not None and (options.passing or _stored_bytes(graph) <= MAX_KEPT):
-        del model  # or there would be one more copy of the weights in memory
-        return _Opened(compiled, **facts, kept=cache.store(key, facts, compiled.export_model))
-    return _Opened(compiled, **facts)
+    integer = _quantizes_activations(model)
+    return _Opened(core.compile_model(model, device.upper(), settings), given, made, integer)
 
 
 def _stored_bytes(graph: Path) -> int:
