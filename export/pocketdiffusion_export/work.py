@@ -21,10 +21,13 @@ from pocketdiffusion_export.quant import QUANTIZERS
 from pocketdiffusion_export.registry import lookup
 from pocketdiffusion_export.sizes import GraphPlan, Shapes, Size, fixed_shapes, graph_plans
 from pocketdiffusion_export.targets.onnx import TARGET as ONNX
+from pocketdiffusion_export.targets.onnx_upsample import fold_upsampling
 
 Say = Callable[[str], None]
 Item = TypeVar("Item")
 
+FOLDING = frozenset({"onnx", "openvino"})
+"""Targets whose engines were seen to be faster with folded upsampling; pieces for bands are cut at a Resize."""
 MAX_SAMPLES = 64
 """Inputs per component that verification runs, evenly spaced over the source's own."""
 MAX_SAMPLE_VALUES = 1 << 20
@@ -106,6 +109,8 @@ class Work:
         recipe, (first, *others) = self.plan.recipe, graphs
         self.say(f"exporting {spec.name}")
         model = ONNX.trace(spec, release=True)
+        if FOLDING.issuperset(self.plan.targets) and not (self.plan.bands and spec.name == DECODER):
+            fold_upsampling(model)
         unread = any(read_back.ENGINE in draft.engines for draft in self.drafts)
         source = read_back.keep_weights(model, self.drafts[0].folder) if unread else {}
         if recipe.method is not None:
