@@ -11,6 +11,7 @@ from PIL import Image
 from sticker_train.compose import pair, paste, several
 from sticker_train.held_out import caption_list, write_evaluation
 from sticker_train.pack import DataError, Pictures, Row, pack, read_pack
+from sticker_train.recolour import can_recolour, recoloured
 from sticker_train.words import named, plural, prompt_for
 
 from .data import NAMES, write_source
@@ -88,6 +89,18 @@ def test_prompts_say_the_same_in_many_ways() -> None:
     found = {prompt_for(row(), np.random.default_rng(seed)) for seed in range(200)}
     assert {"a cat", "an orange cat", "cat"} <= found and any("emoji" in text for text in found)
     assert prompt_for(row(), np.random.default_rng(3)) == prompt_for(row(), np.random.default_rng(3))
+
+
+def test_a_picture_in_another_colour_says_so(pictures: Pictures) -> None:
+    red = pictures.rows[0]
+    assert can_recolour(red) and not can_recolour(row(colour="gray")) and not can_recolour(row(caption="red cat"))
+    for seed in range(20):
+        picture, text = recoloured(red, pictures.pixels[0], np.random.default_rng(seed))
+        colour = text.split()[1]
+        assert text.endswith(" apple") and colour != "red" and (picture[60, 60] == (255, 255, 255, 0)).all()
+        r, g, b, _ = (int(value) for value in picture[10, 8])
+        shown = {"green": g > max(r, b), "blue": b > max(r, g), "yellow": min(r, g) > b + 60}
+        assert shown.get(colour, True)
 
 
 def test_pasted_things_lie_where_the_words_say(pictures: Pictures) -> None:

@@ -17,7 +17,7 @@ SETTINGS = {
     "judge": Settings(steps=1200, batch=192, rate=1.5e-3),
     "vae": Settings(steps=6000, batch=32, rate=1e-3),
     "tiny": Settings(steps=3000, batch=32, rate=1e-3),
-    "denoiser": Settings(steps=20000, batch=64, rate=6e-4),
+    "denoiser": Settings(steps=20000, batch=64, rate=6e-4, matrices=True),
     "distil": Settings(steps=2000, batch=32, rate=1e-4, average=0.99),
 }
 """How each stage trains where nothing else is asked."""
@@ -81,6 +81,7 @@ def _folders(parser: argparse.ArgumentParser) -> None:
 
 def _training(parser: argparse.ArgumentParser, name: str, default: Settings) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default.device)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default=default.precision, help="where safe")
     parser.add_argument("--minutes", type=float, help="stop after these; the same command goes on")
     parser.add_argument("--steps", type=int, default=default.steps)
     parser.add_argument("--batch", type=int, default=default.batch)
@@ -121,6 +122,8 @@ def _train(args: argparse.Namespace) -> None:
         minutes=args.minutes,
         seed=args.seed,
         device=args.device,
+        precision=args.precision,
+        matrices=SETTINGS[args.stage].matrices,
         average=args.average,
     )
     TRAINED[args.stage](_run(args), args.data, SHAPES[args.side], settings, _say)

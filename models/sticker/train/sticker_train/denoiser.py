@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sticker_train.batches import Sampler, on_white
+from sticker_train.batches import Batch, WeightedSampler, on_white
 from sticker_train.judge import token_ids
 from sticker_train.pack import Pictures
 from sticker_train.shapes import Shape
 
 EMPTY = 0.1
 """Share of prompts left out, for guidance (arXiv:2207.12598)."""
-MIRRORED = 0.3
-COMPOSED = 0.25
+COMPOSED = 0.15
 TIMESTEPS = 1000
 
 
@@ -29,6 +29,7 @@ class Denoiser(torch.nn.Module):  # type: ignore[misc]  # torch is not followed 
     def __init__(self, text: Any, unet: Any) -> None:
         super().__init__()
         self.text, self.unet = text, unet
+        unet.set_attn_processor(AttnProcessor())  # torch's fused attention is slow backwards in bfloat16 on a CPU
 
     def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """v for noisy latents (n, channels, h, w), timesteps (n,) and token ids (n, length)."""
@@ -41,20 +42,28 @@ class Material:
     """What every batch of the denoiser's stages is made of: latents and token ids."""
 
     def __init__(self, pictures: Pictures, vae: Any, tokenizer: Any, seed: int, device: str) -> None:
-        self._sampler = Sampler(pictures, seed, composed=COMPOSED)
+        self._sampler = WeightedSampler(pictures, seed, composed=COMPOSED)
         self._vae = vae.to(device).eval().requires_grad_(False)
+        self._encoded: dict[int | None, torch.Tensor] = {}
         self.tokenizer, self.device = tokenizer, device
 
     def batch(self, step: int, size: int, *, empty: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents in the denoiser's scale and ids; a share of the prompts is empty."""
         batch = self._sampler.batch(step, size)
         prompts = [text if torch.rand(()) >= empty else "" for text in batch.prompts]
-        pixels = on_white(batch.pixels, self.device)
-        mirrored = torch.rand(len(pixels), 1, 1, 1, device=self.device) < MIRRORED
-        pixels = torch.where(mirrored, pixels.flip(-1), pixels)
-        with torch.no_grad():
-            latents = self._vae.encode(pixels).latent_dist.sample() * self._vae.config.scaling_factor
-        return latents, token_ids(self.tokenizer, prompts, self.device)
+        return self._latents(batch), token_ids(self.tokenizer, prompts, self.device)
+
+    def _latents(self, batch: Batch) -> torch.Tensor:
+        """A picture of the pack is encoded once, when it is first drawn; one made of others each time."""
+        made: dict[int, torch.Tensor] = {}
+        new = [index for index, place in enumerate(batch.places) if place not in self._encoded]
+        if new:
+            with torch.no_grad():
+                modes = self._vae.encode(on_white(batch.pixels[new], self.device)).latent_dist.mode()
+            made = dict(zip(new, modes.float() * self._vae.config.scaling_factor, strict=True))
+            self._encoded |= {batch.places[i]: kept for i, kept in made.items() if batch.places[i] is not None}
+        found = [made[i] if i in made else self._encoded[place] for i, place in enumerate(batch.places)]
+        return torch.stack(found)
 
 
 class DenoiserTask:

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 
 from sticker_train import checkpoint
+from sticker_train.optimizer import Muon
 
 Say = Callable[[str], None]
 CHECKPOINT = "checkpoint"
@@ -37,6 +38,10 @@ class Settings:
     """Of this call; None is no limit."""
     seed: int = 0
     device: str = "cpu"
+    precision: str = "float32"
+    """Of what autocast finds safe: float32 or bfloat16; weights, norms and losses stay float32."""
+    matrices: bool = False
+    """Whether weights of two dimensions and more are moved by Muon."""
     warm_up: int = 100
     average: float = 0.999
     """Decay of the weights' moving average, which is what a stage hands on."""
@@ -71,7 +76,7 @@ def train(task: Task, folder: Path, settings: Settings, say: Say) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     task.model.to(settings.device)
-    optimizer = torch.optim.AdamW(task.model.parameters(), lr=settings.rate, weight_decay=settings.decay)
+    optimizer = _optimizer(task.model, settings)
     state = _resume(task.model, optimizer, folder, say)
     losses: list[float] = []
     last_save = start
@@ -94,6 +99,12 @@ def train(task: Task, folder: Path, settings: Settings, say: Say) -> None:
     task.model.load_state_dict(state.average)
 
 
+def _optimizer(model: torch.nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    if settings.matrices:
+        return Muon(model, settings.rate, settings.decay)
+    return torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=settings.decay)
+
+
 def rate_at(step: int, settings: Settings) -> float:
     """Learning rate as a part of the full one: a line up, then half a cosine down."""
     if step < settings.warm_up:
@@ -103,7 +114,7 @@ def rate_at(step: int, settings: Settings) -> float:
 
 
 def _step(task: Task, optimizer: torch.optim.Optimizer, state: State, settings: Settings) -> float:
-    with torch.autocast(settings.device, torch.bfloat16, enabled=settings.device == "cuda"):
+    with torch.autocast(settings.device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         loss = task.loss(state.step, settings.batch)
     value = float(loss.detach())
     if not math.isfinite(value):
@@ -131,12 +142,14 @@ def _resume(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Pa
     tensors, meta = found
     device = next(iter(weights.values())).device
     model.load_state_dict(_group(tensors, "weights/"))
-    names = [name for name, _ in model.named_parameters()]
+    names = {id(weight): name for name, weight in model.named_parameters()}
     moments = {kind: _group(tensors, f"adam/{kind}/") for kind in ("step", "exp_avg", "exp_avg_sq")}
+    weights_in_order = [weight for group in optimizer.param_groups for weight in group["params"]]
+    found_for = [names[id(weight)] for weight in weights_in_order]
     kept = {
-        index: {kind: values[name] for kind, values in moments.items()}
-        for index, name in enumerate(names)
-        if name in moments["step"]
+        index: {kind: values[name] for kind, values in moments.items() if name in values}
+        for index, name in enumerate(found_for)
+        if name in moments["exp_avg"]
     }
     optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
     say(f"going on from step {meta['step']} in {folder}")

@@ -18,6 +18,7 @@ STAGES = {
     "vae": "vae",
     "vae_tiny": "tiny",
     "text_encoder": "denoiser",
+    "scheduler": "denoiser",
     "unet": "denoiser",
     "unet_distilled": "distil",
     "judge_text": "judge",

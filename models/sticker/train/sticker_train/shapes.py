@@ -33,8 +33,7 @@ class Shape:
 
 
 SHAPES = {
-    64: Shape(64, (32, 64, 96), 4, 32, (64, 128, 192), 160, 4, 24, 3000),
-    128: Shape(128, (32, 64, 96, 128), 8, 32, (64, 128, 192), 192, 4, 32, 3000),
+    64: Shape(64, (32, 64, 96), 4, 24, (64, 128, 192), 160, 4, 24, 3000),
+    128: Shape(128, (16, 32, 64, 96), 4, 24, (64, 128, 192), 160, 4, 24, 3000),
 }
-"""64 is the first version's; 128 has latents of the same 16x16 cells, with more channels, so that a step costs the
-same."""
+"""They differ in the VAE's first level alone: a denoiser made at 64 serves a VAE that is grown to 128."""

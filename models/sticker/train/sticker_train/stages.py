@@ -17,7 +17,7 @@ from sticker_train.pack import Pictures, read_pack
 from sticker_train.run import Run
 from sticker_train.shapes import Shape
 from sticker_train.tokens import train_tokenizer
-from sticker_train.vae import TinyTask, VaeTask, finished_vae
+from sticker_train.vae import GrownTask, TinyTask, VaeTask, measure
 
 Train = Callable[[Run, Path, Shape, Settings, Say], None]
 
@@ -37,11 +37,16 @@ def judge(run: Run, data: Path, shape: Shape, settings: Settings, say: Say) -> N
 
 
 def vae(run: Run, data: Path, shape: Shape, settings: Settings, say: Say) -> None:
-    """Train the VAE and measure its latents."""
+    """Train the VAE and measure its latents; with `--start`, grow one that keeps the latents of the VAE there."""
     pictures = _pictures(data, shape.side)
-    task = VaeTask(pictures, shape, settings.seed, settings.device)
+    if run.start is None:
+        task: VaeTask | GrownTask = VaeTask(pictures, shape, settings.seed, settings.device)
+    else:
+        task = GrownTask(pictures, _read_vae(run.start / "vae"), shape, settings.seed, settings.device)
     train(task, run.stage("vae"), settings, say)
-    run.save("vae", finished_vae(task, pictures))
+    if run.start is None:
+        measure(task.model, pictures)
+    run.save("vae", task.model)
 
 
 def tiny(run: Run, data: Path, shape: Shape, settings: Settings, say: Say) -> None:
@@ -55,8 +60,10 @@ def denoiser(run: Run, data: Path, shape: Shape, settings: Settings, say: Say) -
     """Train the text encoder and the UNet; those of `--start` go on, if there is one."""
     material = _material(run, data, shape, settings)
     model = new_denoiser(shape, material.tokenizer, settings.seed) if run.start is None else read_denoiser(run.start)
-    task = DenoiserTask(model, material, scheduler_of(run))
+    scheduler = new_scheduler()
+    task = DenoiserTask(model, material, scheduler)
     train(task, run.stage("denoiser"), settings, say)
+    scheduler.save_pretrained(str(run.new("scheduler")))
     run.save("text_encoder", task.model.text)
     run.save("unet", task.model.unet)
 
@@ -71,10 +78,8 @@ def distil(run: Run, data: Path, shape: Shape, settings: Settings, say: Say) -> 
 
 
 def scheduler_of(run: Run) -> Any:
-    """The noise that the denoiser is trained on: that of `--start`, or a new model's."""
-    if run.start is None:
-        return new_scheduler()
-    return DDIMScheduler.from_pretrained(str(run.start / "scheduler"), local_files_only=True)
+    """The noise that the denoiser was trained on."""
+    return DDIMScheduler.from_pretrained(str(run.part("scheduler")), local_files_only=True)
 
 
 def few_steps(scheduler: Any) -> Any:
@@ -98,5 +103,8 @@ def _tokenizer(run: Run) -> Any:
 
 
 def _vae(run: Run) -> Any:
-    folder = str(run.part("vae"))
-    return AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    return _read_vae(run.part("vae"))
+
+
+def _read_vae(folder: Path) -> Any:
+    return AutoencoderKL.from_pretrained(str(folder), local_files_only=True, low_cpu_mem_usage=False)

@@ -14,6 +14,10 @@ from sticker_train.shapes import Shape
 
 KL = 1e-6
 """Weight of the distance to the normal distribution: enough to keep the latents from running away."""
+SMEARED = 0.05
+"""Noise on the latents that a grown decoder learns from: the denoiser's are not exact either."""
+CERTAIN = 0.01
+"""Weight of the spread of a grown encoder's latents."""
 COMPOSED = 0.2
 MEASURED = 256
 """Pictures that the latents' scale is measured on."""
@@ -23,18 +27,7 @@ class VaeTask:
     """Pictures back from their latents: absolute and squared error, edges, and a little KL."""
 
     def __init__(self, pictures: Pictures, shape: Shape, seed: int, device: str) -> None:
-        torch.manual_seed(seed)
-        levels = len(shape.vae)
-        self.model = AutoencoderKL(
-            block_out_channels=shape.vae,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            latent_channels=shape.latent,
-            layers_per_block=1,
-            mid_block_add_attention=False,
-            norm_num_groups=16,
-            sample_size=shape.side,
-        )
+        self.model = new_vae(shape, seed)
         self._sampler, self._device = Sampler(pictures, seed, composed=COMPOSED), device
 
     def loss(self, step: int, size: int) -> torch.Tensor:
@@ -42,6 +35,58 @@ class VaeTask:
         pixels = on_white(self._sampler.batch(step, size).pixels, self._device)
         posterior = self.model.encode(pixels).latent_dist
         return picture_loss(self.model.decode(posterior.sample()).sample, pixels) + KL * posterior.kl().mean()
+
+
+class GrownTask:
+    """A VAE for larger pictures whose latents are a smaller one's, so that the same denoiser serves both."""
+
+    def __init__(self, pictures: Pictures, old: Any, shape: Shape, seed: int, device: str) -> None:
+        self.model = new_vae(shape, seed)
+        self._shrink = shape.factor // 2 ** (len(old.config.block_out_channels) - 1)
+        inherit(self.model, old)
+        self._old = old.to(device).eval().requires_grad_(False)
+        self._sampler, self._device = Sampler(pictures, seed, composed=COMPOSED), device
+
+    def loss(self, step: int, size: int) -> torch.Tensor:
+        """Of the decoder against the pictures, of the encoder against the old one's answer to shrunk pictures."""
+        pixels = on_white(self._sampler.batch(step, size).pixels, self._device)
+        with torch.no_grad():
+            latents = self._old.encode(functional.avg_pool2d(pixels, self._shrink)).latent_dist.mode().float()
+        decoded = self.model.decode(latents + SMEARED * torch.randn_like(latents)).sample
+        few = max(1, size // 4)  # the encoder learns as much from these: its answer is known
+        posterior = self.model.encode(pixels[:few]).latent_dist
+        taught = functional.mse_loss(posterior.mean.float(), latents[:few]) + CERTAIN * posterior.std.mean()
+        return picture_loss(decoded.float(), pixels) + taught
+
+
+def new_vae(shape: Shape, seed: int) -> Any:
+    """Untrained."""
+    torch.manual_seed(seed)
+    levels = len(shape.vae)
+    return AutoencoderKL(
+        block_out_channels=shape.vae,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=shape.latent,
+        layers_per_block=1,
+        mid_block_add_attention=False,
+        norm_num_groups=16,
+        sample_size=shape.side,
+    )
+
+
+def inherit(model: Any, old: Any) -> None:
+    """Take the old model's weights where they have the same place, counted from the latents, and the same shape."""
+    further = len(model.config.block_out_channels) - len(old.config.block_out_channels)
+    weights = model.state_dict()
+    for name, tensor in old.state_dict().items():
+        if name.startswith("encoder.down_blocks."):
+            head, _, level, tail = name.split(".", 3)
+            name = f"{head}.down_blocks.{int(level) + further}.{tail}"
+        if name in weights and weights[name].shape == tensor.shape:
+            weights[name] = tensor
+    model.load_state_dict(weights)
+    model.register_to_config(scaling_factor=old.config.scaling_factor)
 
 
 class TinyTask:
@@ -75,10 +120,8 @@ def picture_loss(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return functional.l1_loss(found, expected) + functional.mse_loss(found, expected) + edges
 
 
-def finished_vae(task: VaeTask, pictures: Pictures) -> Any:
-    """The model with its latents' scale, measured on the first pictures, in its config."""
-    model = task.model.cpu().eval()
+def measure(vae: Any, pictures: Pictures) -> None:
+    """Note the latents' scale, measured on the first pictures, in the VAE's config."""
     with torch.no_grad():
-        latents = model.encode(on_white(pictures.pixels[:MEASURED], "cpu")).latent_dist.mode()
-    model.register_to_config(scaling_factor=float(1 / latents.std()))
-    return model
+        latents = vae.cpu().eval().encode(on_white(pictures.pixels[:MEASURED], "cpu")).latent_dist.mode()
+    vae.register_to_config(scaling_factor=float(1 / latents.std()))
