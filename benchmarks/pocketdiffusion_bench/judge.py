@@ -2,8 +2,9 @@
 
 A case is a bundle, or BUNDLE@STEPS, or BUNDLE@STEPS@GUIDANCE. All cases draw the same prompts with the same seeds, and
 one judge, the first bundle's, looks at all of them; without a network and without torch. The table goes to stdout as
-Markdown: the mean score, how often a picture's prompt is found among all captions, and how far the set is from the real
-pictures, or from the first case's where there are none.
+Markdown: the mean score, how often a picture's prompt is found among all captions, how far the set is from the real
+pictures, or from the first case's where there are none, how unlike pictures of one prompt are, and how near the
+pictures come to those of the training (median PSNR of small pictures to the nearest; real pictures' says what is near).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pocketdiffusion.errors import PocketDiffusionError
 from pocketdiffusion.image import from_image
@@ -24,7 +26,7 @@ from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.tensors import AnyArray, Array
 from pocketdiffusion.timing import Timings
 from pocketdiffusion_bench.errors import BenchError
-from pocketdiffusion_bench.judging import found_within, frechet, ranks
+from pocketdiffusion_bench.judging import diversity, found_within, frechet, nearest_db, ranks
 from pocketdiffusion_bench.quality import pixels
 from pocketdiffusion_bench.sheet import contact_sheet
 
@@ -32,8 +34,10 @@ BATCH = 10
 """Pictures at a time; an image of a batch is the same as alone."""
 REAL = ".png"
 _CASE = re.compile(r"([^@]+)(?:@(\d+)(?:@(\d+(?:\.\d+)?))?)?")
-HEAD = """| pictures | score | prompt found first | among five | distance |
-|---|---|---|---|---|"""
+SEEDS, DIVERSE = 4, 10
+"""Pictures of one prompt, and of how many prompts, that diversity is measured on."""
+HEAD = """| pictures | score | prompt found first | among five | distance | diversity | nearest, dB |
+|---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +88,30 @@ def judged(judge: Judge, pictures: Sequence[AnyArray]) -> Judged:
     return Judged(np.concatenate([vectors for vectors, _ in seen]), np.concatenate([found for _, found in seen]))
 
 
-def row(name: str, found: Judged, read: Array, own: Sequence[int], reference: Judged) -> str:
-    """One line of the table. `read` are the vectors of all captions, `own` says which is each picture's."""
+def row(name: str, found: Judged, read: Array, own: Sequence[int], reference: Judged, *more: str) -> str:
+    """One line of the table. `read` are the vectors of all captions, `own` says which is each picture's; `more` are the
+    last columns."""
     places = ranks(found.vectors, read, own)
     score = float((found.vectors * read[list(own)]).sum(1).mean())
-    return (
-        f"| {name} | {score:.3f} | {found_within(places, 1):.1%} | {found_within(places, 5):.1%} "
-        f"| {frechet(found.features, reference.features):.4f} |"
-    )
+    figures = (f"{score:.3f}", f"{found_within(places, 1):.1%}", f"{found_within(places, 5):.1%}")
+    cells = (name, *figures, f"{frechet(found.features, reference.features):.4f}", *more)
+    return f"| {' | '.join(cells)} |"
+
+
+def unlike(pipe: Pipeline, case: Case, judge: Judge, prompts: Sequence[str]) -> str:
+    """The diversity of a case, of a few prompts with a few seeds each."""
+    repeated = [prompt for prompt in prompts[:DIVERSE] for _ in range(SEEDS)]
+    seen = judged(judge, draw(pipe, case, repeated)).vectors
+    return f"{diversity(seen.reshape(-1, SEEDS, seen.shape[-1])):.3f}"
+
+
+def nearness(pictures: Sequence[AnyArray], training: AnyArray | None) -> str:
+    """The median PSNR to the nearest training picture, at the size of those; "" where none are given."""
+    if training is None:
+        return ""
+    size = training.shape[2], training.shape[1]
+    small = [Image.fromarray(picture).resize(size, Image.Resampling.BOX) for picture in pictures]
+    return f"{float(np.median(nearest_db(np.stack([np.asarray(each) for each in small]), training))):.1f}"
 
 
 def real_pictures(folder: Path, captions: Sequence[str]) -> tuple[list[AnyArray], list[int]]:
@@ -130,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--captions", type=Path, required=True, help="a prompt per line: what the pictures could show")
     parser.add_argument("--count", type=int, default=100, help="how many of the captions are drawn (default: 100)")
     parser.add_argument("--real", type=Path, help="folder of true pictures, NUMBER-anything.png by line of --captions")
+    parser.add_argument("--training", type=Path, help="small pictures of the training, .npy, uint8 (n, side, side, 3)")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet, .jpg or .png, of --sheet-prompts")
     parser.add_argument("--sheet-prompts", type=Path, help="a prompt per line")
     parser.add_argument("--device", default="auto")
@@ -141,6 +162,7 @@ def _table(args: argparse.Namespace) -> Iterator[str]:
     if (args.sheet is None) != (args.sheet_prompts is None):
         raise BenchError("--sheet and --sheet-prompts belong together; give both or none")
     captions = _lines(args.captions)
+    training = None if args.training is None else _training(args.training)
     shown = [] if args.sheet is None else _lines(args.sheet_prompts)
     cases = [Case.of(text) for text in args.cases]
     judge = _judge(_open(cases[0], args))
@@ -151,12 +173,14 @@ def _table(args: argparse.Namespace) -> Iterator[str]:
     if args.real is not None:
         pictures, own = real_pictures(args.real, captions)
         reference = judged(judge, pictures)
-        yield row("real", reference, read, own, reference)
+        yield row("real", reference, read, own, reference, "", nearness(pictures, training))
     for case in cases:
         pipe = _open(case, args)
-        found = judged(judge, draw(pipe, case, captions[: args.count]))
+        drawn = draw(pipe, case, captions[: args.count])
+        found = judged(judge, drawn)
         reference = reference or found
-        yield row(case.name, found, read, range(len(found.vectors)), reference)
+        more = unlike(pipe, case, judge, captions), nearness(drawn, training)
+        yield row(case.name, found, read, range(len(found.vectors)), reference, *more)
         columns[case.name] = draw(pipe, case, shown)
         pipe.close()
     if args.sheet is not None:
@@ -171,6 +195,16 @@ def _judge(pipe: Pipeline) -> Judge:
     if pipe.judge is None:
         raise BenchError(f"{pipe.bundle.manifest.name} has no judge; name a bundle first that has one")
     return pipe.judge
+
+
+def _training(file: Path) -> AnyArray:
+    try:
+        found: AnyArray = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{file} can't be read ({error}); give the training.npy that the recipe writes") from None
+    if found.dtype != np.uint8 or found.ndim != 4 or found.shape[-1] != 3:
+        raise BenchError(f"{file} holds {found.dtype} {found.shape}; small pictures are uint8 (n, side, side, 3)")
+    return found
 
 
 def _lines(file: Path) -> list[str]:

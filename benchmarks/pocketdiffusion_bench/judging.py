@@ -43,6 +43,25 @@ def frechet(first: Array, second: Array) -> float:
     return max(0.0, float(distance))
 
 
+def diversity(vectors: Array) -> float:
+    """How unlike pictures of one prompt are, vectors (prompts, seeds, width): 1 less the mean cosine of two of them.
+
+    0 where all seeds give the same picture. Each prompt needs 2 seeds.
+    """
+    seeds = vectors.shape[1]
+    cosines = vectors @ vectors.swapaxes(1, 2)
+    return float(1 - cosines[:, ~np.eye(seeds, dtype=bool)].mean())
+
+
+def nearest_db(pictures: AnyArray, known: AnyArray) -> AnyArray:
+    """PSNR of each picture (n, ...) to the nearest of the known ones (m, ...), uint8 of equal sizes: (n,) dB."""
+    a, b = (np.asarray(given, np.float32).reshape(len(given), -1) / 255 for given in (pictures, known))
+    squared = (a**2).sum(1)[:, np.newaxis] + (b**2).sum(1) - 2 * a @ b.T
+    error = squared.min(axis=1).clip(1e-10) / a.shape[1]
+    found: AnyArray = -10 * np.log10(error)
+    return found
+
+
 def _root(matrix: AnyArray) -> AnyArray:
     """The square root of a symmetric matrix without negative eigenvalues."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sticker_train.combinations import combinations
 from sticker_train.compose import pair, paste, several
 from sticker_train.held_out import caption_list, write_evaluation
 from sticker_train.pack import DataError, Pictures, Row, pack, read_pack
-from sticker_train.recolour import can_recolour, recoloured
+from sticker_train.recolour import HUES, can_recolour, recoloured
 from sticker_train.words import named, plural, prompt_for
 
 from .data import NAMES, write_source
@@ -142,3 +143,16 @@ def test_captions_of_held_out_pictures_come_first(pictures: Pictures, tmp_path: 
     (file,) = (tmp_path / "real").iterdir()
     with Image.open(file) as picture:
         assert file.name == "0001-noto-star.png" and picture.size == (64, 64)
+    trained = np.load(tmp_path / "training.npy")
+    assert trained.shape == (19, 32, 32, 3) and trained[0, 5, 4].tolist() == [220, 30, 30]
+    said = (tmp_path / "combinations.txt").read_text(encoding="utf-8").splitlines()
+    assert len(said) == len(list((tmp_path / "combinations").iterdir())) > 30
+
+
+def test_combinations_are_of_several_things_and_one_has_another_colour(pictures: Pictures) -> None:
+    made = combinations(pictures, 40)
+    assert [text for _, text in made] == [text for _, text in combinations(pictures, 40)]
+    assert len({text for _, text in made}) == 40
+    for picture, text in made:
+        assert picture.shape == (64, 64, 4) and set(text.split()) & set(HUES) - {"red"}
+        assert any(f" {word} " in text for word in ("next to", "above", "below", "and")) or text.endswith("s")

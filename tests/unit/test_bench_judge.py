@@ -12,7 +12,7 @@ from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion_bench import judge
 from pocketdiffusion_bench.errors import BenchError
 from pocketdiffusion_bench.judge import Case
-from pocketdiffusion_bench.judging import found_within, frechet, ranks
+from pocketdiffusion_bench.judging import diversity, found_within, frechet, nearest_db, ranks
 from pocketdiffusion_bench.sheet import contact_sheet
 
 from .test_judge import judged  # noqa: F401
@@ -38,6 +38,21 @@ def test_the_distance_of_normal_distributions_is_the_formulas() -> None:
     assert frechet(first, first) == pytest.approx(0, abs=1e-9)
     assert frechet(first, second) == pytest.approx(9 + (2 - 1) ** 2, rel=0.03)  # means 3 apart, deviations 1 and 2
     assert frechet(first[:2], second[:2]) > 0
+
+
+def test_diversity_is_how_far_apart_the_seeds_are() -> None:
+    same = np.broadcast_to(np.float32([1, 0]), (2, 3, 2))
+    assert diversity(same) == pytest.approx(0)
+    assert diversity(np.broadcast_to(np.eye(2, dtype=np.float32), (5, 2, 2))) == pytest.approx(1)
+
+
+def test_the_nearest_known_picture_is_found() -> None:
+    known = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    near = known[2:4].copy()
+    near[1, 0, 0, 0] ^= 255  # one value of 48 is off
+    same, other = nearest_db(near, known)
+    off = (2.0 * near[1, 0, 0, 0] - 255) / 255
+    assert same > 80 and other == pytest.approx(-10 * np.log10(off**2 / 48), abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +90,8 @@ def evaluation(tmp_path: Path) -> Path:
     (tmp_path / "real").mkdir()
     for line, colour in ((1, "red"), (2, "blue"), (2, "navy")):
         Image.new("RGB", (20, 20), colour).save(tmp_path / f"real/{line:02d}-{colour}.png")
+    np.save(tmp_path / "training.npy", np.full((2, 4, 4, 3), 255, np.uint8))
+    np.save(tmp_path / "wrong.npy", np.zeros((2, 4, 4), np.float32))
     return tmp_path
 
 
@@ -85,12 +102,13 @@ def test_the_command_makes_a_table_and_a_sheet(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(Pipeline, "from_pretrained", lambda *args, **kwargs: judged)
+    known = ["--training", "training.npy"]
     files = ["--captions", "captions.txt", "--sheet-prompts", "sheet.txt", "--real", "real", "--sheet", "sheet.jpg"]
     monkeypatch.chdir(evaluation)
-    assert judge.main(["x/tiny@2", "x/tiny@3@1", "--count", "2", *files]) == 0
+    assert judge.main(["x/tiny@2", "x/tiny@3@1", "--count", "2", *known, *files]) == 0
     head, rule, real, *rows = capsys.readouterr().out.splitlines()
-    assert {line.count("|") for line in (head, rule, real, *rows)} == {6}
-    assert real.split(" | ")[0] == "| real" and real.endswith("| 0.0000 |") and "100.0%" not in real.split(" | ")[2]
+    assert {line.count("|") for line in (head, rule, real, *rows)} == {8}
+    assert real.split(" | ")[0] == "| real" and " | 0.0000 |  | 1.8 |" in real and "100.0%" not in real.split(" | ")[2]
     assert [line.split(" | ")[0] for line in rows] == ["| tiny 2", "| tiny 3"]
     with Image.open("sheet.jpg") as sheet:
         assert sheet.format == "JPEG"
@@ -107,6 +125,8 @@ def test_bad_input_is_one_line(
     for arguments, said in (
         ([*captions], "tiny has no judge; name a bundle first that has one"),
         (["--captions", str(evaluation / "none.txt")], "can't be read: No such file"),
+        ([*captions, "--training", str(evaluation / "none.npy")], "give the training.npy that the recipe writes"),
+        ([*captions, "--training", str(evaluation / "wrong.npy")], "holds float32 (2, 4, 4); small pictures are uint8"),
         ([*captions, "--sheet", "x.jpg"], "--sheet and --sheet-prompts belong together"),
     ):
         assert judge.main(["tiny", *arguments]) == 1

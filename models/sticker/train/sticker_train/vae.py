@@ -38,12 +38,17 @@ class VaeTask:
 
 
 class GrownTask:
-    """A VAE for larger pictures whose latents are a smaller one's, so that the same denoiser serves both."""
+    """A VAE for larger pictures whose latents are a smaller one's, so that the same denoiser serves both.
+
+    It begins as the old one with its picture enlarged; only what was added learns.
+    """
 
     def __init__(self, pictures: Pictures, old: Any, shape: Shape, seed: int, device: str) -> None:
         self.model = new_vae(shape, seed)
         self._shrink = shape.factor // 2 ** (len(old.config.block_out_channels) - 1)
-        inherit(self.model, old)
+        finished = inherit(self.model, old)
+        for name, weight in self.model.named_parameters():
+            weight.requires_grad_(name not in finished)
         self._old = old.to(device).eval().requires_grad_(False)
         self._sampler, self._device = Sampler(pictures, seed, composed=COMPOSED), device
 
@@ -75,18 +80,35 @@ def new_vae(shape: Shape, seed: int) -> Any:
     )
 
 
-def inherit(model: Any, old: Any) -> None:
-    """Take the old model's weights where they have the same place, counted from the latents, and the same shape."""
+def inherit(model: Any, old: Any) -> set[str]:
+    """Take the old model's weights, by their place counted from the latents; the names of those that need no learning.
+
+    What is added between them and the picture begins by handing its input on.
+    """
     further = len(model.config.block_out_channels) - len(old.config.block_out_channels)
-    weights = model.state_dict()
+    weights, kept = model.state_dict(), set()
     for name, tensor in old.state_dict().items():
         if name.startswith("encoder.down_blocks."):
             head, _, level, tail = name.split(".", 3)
             name = f"{head}.down_blocks.{int(level) + further}.{tail}"
-        if name in weights and weights[name].shape == tensor.shape:
+        if weights[name].shape == tensor.shape:
             weights[name] = tensor
+            kept.add(name)
     model.load_state_dict(weights)
     model.register_to_config(scaling_factor=old.config.scaling_factor)
+    for block in [*model.encoder.down_blocks[:further], *model.decoder.up_blocks[-further:]]:
+        for resnet in block.resnets:
+            torch.nn.init.zeros_(resnet.conv2.weight)
+            torch.nn.init.zeros_(resnet.conv2.bias)
+    for block in model.encoder.down_blocks[:further]:
+        weight = torch.zeros_like(block.downsamplers[0].conv.weight)
+        weight[range(len(weight)), range(len(weight)), :2, :2] = 0.25  # the mean of what lies in a cell
+        block.downsamplers[0].conv.load_state_dict({"weight": weight, "bias": torch.zeros(len(weight))})
+    for block in model.decoder.up_blocks[-further - 1 : -1]:
+        torch.nn.init.dirac_(block.upsamplers[0].conv.weight)
+        torch.nn.init.zeros_(block.upsamplers[0].conv.bias)
+    next_to_pixels = ("encoder.conv_in.", "decoder.conv_norm_out.", "decoder.conv_out.")
+    return {name for name in kept if not name.startswith(next_to_pixels)}
 
 
 class TinyTask:
