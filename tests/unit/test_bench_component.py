@@ -79,7 +79,8 @@ def test_devices(sticker, tiny_bundle):
 def test_feeds(sticker, tiny_bundle):
     golden = feeds(sticker, "unet", None)
     assert set(golden) == {"sample", "timestep", "encoder_hidden_states"}
-    assert feeds(sticker, "unet", (128, 64), rows=2)["sample"].shape == (2, 4, 16, 32)
+    width, height = (cells * sticker.manifest.numbers.vae_factor for cells in (32, 16))
+    assert feeds(sticker, "unet", (width, height), rows=2)["sample"].shape == (2, 4, 16, 32)
     for given in (sticker, tiny_bundle):
         with pytest.raises(BundleUnsupported, match="has no component 'net', it has: .*text_encoder, unet"):
             feeds(given, "net", None)
@@ -135,7 +136,8 @@ def test_cases_are_measured_once_each(monkeypatch, sticker):
         Case("sticker", steps=3),
         Case("sticker", precision="bfloat16", device="b:cpu", threads=1),
     ]
-    cases += [Case("sticker", width=128, height=64, guidance=1.0, device="a:cpu")]
+    width, height = (cells * sticker.manifest.numbers.vae_factor for cells in (32, 16))
+    cases += [Case("sticker", width=width, height=height, guidance=1.0, device="a:cpu")]
     golden = feeds(sticker, "unet", None)["sample"].shape
     said: list[str] = []
     assert measure_cases(cases, "unet", said.append) == [1, 2, 3, 4]
@@ -143,10 +145,10 @@ def test_cases_are_measured_once_each(monkeypatch, sticker):
         ("unet", "a:cpu", golden, SessionOptions(), None),
         ("unet", "b:cpu", golden, SessionOptions(), None),
         ("unet", "b:cpu", golden, SessionOptions(1, "bfloat16"), None),
-        ("unet", "a:cpu", (1, 4, 16, 32), SessionOptions(), (128, 64)),
+        ("unet", "a:cpu", (1, 4, 16, 32), SessionOptions(), (width, height)),
     ]
     assert said[0] == "unet of sticker on a:cpu"
-    measure_cases([Case("sticker", width=64, height=64)], "unet", said.append)
+    measure_cases([Case("sticker", width=height, height=height)], "unet", said.append)
     assert asked[-1][2] == (2, 4, 16, 16), "a guided step has two rows"
     with pytest.raises(BenchError, match="--component is for graphs of ours; leave --peer diffusers out"):
         measure_cases([Case("sticker", "diffusers")], "unet", said.append)

@@ -108,6 +108,11 @@ def sticker(monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return Bundle.open(find_bundle("sticker"))
 
 
+def size(bundle: Bundle, *cells: int) -> tuple[int, ...]:
+    """Pixels of that many cells of the latents."""
+    return tuple(count * bundle.manifest.numbers.vae_factor for count in cells)
+
+
 def test_tune_measures_in_turns_and_remembers(sticker: Bundle) -> None:
     said: list[str] = []
     tuning = tune(sticker, threads=1, say=said.append, measure=fake_measure)
@@ -128,7 +133,7 @@ def test_tune_measures_in_turns_and_remembers(sticker: Bundle) -> None:
     }
     assert remembered(sticker, threads=1) == tuning
     assert remembered(sticker, threads=2) is None
-    assert remembered(sticker, threads=1, size=(128, 128)) is None
+    assert remembered(sticker, threads=1, size=size(sticker, 32, 32)) is None
 
 
 def test_a_larger_loss_allows_more(sticker: Bundle) -> None:
@@ -211,13 +216,14 @@ def test_a_record_of_other_fields_is_as_good_as_none(sticker: Bundle) -> None:
 def test_the_command(sticker: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     real = module.tune
     monkeypatch.setattr(module, "tune", lambda bundle, **given: real(bundle, **given, measure=fake_measure))
-    assert cli.main(["tune", "sticker", "--size", "128x64", "--rounds", "1"]) == 0
+    width, height = size(sticker, 32, 16)
+    assert cli.main(["tune", "sticker", "--size", f"{width}x{height}", "--rounds", "1"]) == 0
     said = capsys.readouterr()
     row = next(line for line in said.out.splitlines() if line.startswith("unet") and "bfloat16" in line)
     assert "40.0 dB, at least 49.0 are wanted" in row
     assert "no compact weights today" in said.out and "chosen: the shortest way" in said.out
     assert "measuring unet on onnxruntime:cpu, float32, 2x4x16x32" in said.err
-    assert remembered(sticker, size=(128, 64)) is not None
+    assert remembered(sticker, size=(width, height)) is not None
     assert cli.main(["tune", "sticker", "--json", "--max-loss", "20"]) == 0
     assert json.loads(capsys.readouterr().out)["choice"]["unet"]["precision"] == "bfloat16"
     assert cli.main(["cache", "--json"]) == 0
