@@ -1,10 +1,11 @@
 """`python -m pocketdiffusion_bench.judge CASE...`: how well pictures show their prompts, by a bundle's judge.
 
-A case is a bundle, or BUNDLE@STEPS, or BUNDLE@STEPS@GUIDANCE. All cases draw the same prompts with the same seeds, and
-one judge, the first bundle's, looks at all of them; without a network and without torch. The table goes to stdout as
-Markdown: the mean score, how often a picture's prompt is found among all captions, how far the set is from the real
-pictures, or from the first case's where there are none, how unlike pictures of one prompt are, and how near the
-pictures come to those of the training (median PSNR of small pictures to the nearest; real pictures' says what is near).
+A case is a bundle, or BUNDLE@STEPS, or BUNDLE@STEPS@GUIDANCE; BUNDLE+tiny decodes with its tiny decoder. All cases draw
+the same prompts with the same seeds, and one judge, the first bundle's, looks at all of them; without a network and
+without torch. The table goes to stdout as Markdown: the mean score, how often a picture's prompt is found among all
+captions, how far the set is from the real pictures, or from the first case's where there are none, how unlike pictures
+of one prompt are, and how near the pictures come to those of the training (median PSNR of small pictures to the
+nearest; that of real pictures says what is near).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pocketdiffusion_bench.sheet import contact_sheet
 BATCH = 10
 """Pictures at a time; an image of a batch is the same as alone."""
 REAL = ".png"
-_CASE = re.compile(r"([^@]+)(?:@(\d+)(?:@(\d+(?:\.\d+)?))?)?")
+_CASE = re.compile(r"([^@]+?)(\+tiny)?(?:@(\d+)(?:@(\d+(?:\.\d+)?))?)?")
 SEEDS, DIVERSE = 4, 10
 """Pictures of one prompt, and of how many prompts, that diversity is measured on."""
 HEAD = """| pictures | score | prompt found first | among five | distance | diversity | nearest, dB |
@@ -47,21 +48,23 @@ class Case:
     bundle: str
     steps: int | None = None
     guidance: float | None = None
+    decoder: str | None = None
 
     @classmethod
     def of(cls, text: str) -> Case:
-        """From BUNDLE[@STEPS[@GUIDANCE]]. Raises BenchError."""
+        """From BUNDLE[+tiny][@STEPS[@GUIDANCE]]. Raises BenchError."""
         found = _CASE.fullmatch(text)
         if found is None:
             raise BenchError(f"{text!r} is no case; write BUNDLE, BUNDLE@STEPS or BUNDLE@STEPS@GUIDANCE")
-        bundle, steps, guidance = found.groups()
-        return cls(bundle, None if steps is None else int(steps), None if guidance is None else float(guidance))
+        bundle, tiny, steps, guidance = found.groups()
+        numbers = None if steps is None else int(steps), None if guidance is None else float(guidance)
+        return cls(bundle, *numbers, None if tiny is None else "tiny")
 
     @property
     def name(self) -> str:
-        """For the table and the sheet: the bundle's folder and its steps."""
-        folder = Path(self.bundle).name
-        return folder if self.steps is None else f"{folder} {self.steps}"
+        """For the table and the sheet: the bundle's folder, its decoder and its steps."""
+        words = (Path(self.bundle).name, self.decoder, self.steps)
+        return " ".join(str(word) for word in words if word is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,13 @@ def draw(pipe: Pipeline, case: Case, prompts: Sequence[str]) -> list[AnyArray]:
     pictures: list[AnyArray] = []
     for start in range(0, len(prompts), BATCH):
         part = list(prompts[start : start + BATCH])
-        result = pipe(part, seed=start, num_inference_steps=case.steps, guidance_scale=case.guidance)
+        result = pipe(
+            part,
+            seed=start,
+            num_inference_steps=case.steps,
+            guidance_scale=case.guidance,
+            decoder=case.decoder,
+        )
         pictures += [np.asarray(image) for image in result.images]
     return pictures
 
@@ -146,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pocketdiffusion_bench.judge", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("cases", nargs="+", metavar="CASE", help="BUNDLE, BUNDLE@STEPS or BUNDLE@STEPS@GUIDANCE")
+    parser.add_argument("cases", nargs="+", metavar="CASE", help="BUNDLE[+tiny][@STEPS[@GUIDANCE]]")
     parser.add_argument("--captions", type=Path, required=True, help="a prompt per line: what the pictures could show")
     parser.add_argument("--count", type=int, default=100, help="how many of the captions are drawn (default: 100)")
     parser.add_argument("--real", type=Path, help="folder of true pictures, NUMBER-anything.png by line of --captions")

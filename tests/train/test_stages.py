@@ -218,12 +218,12 @@ def test_the_judge_learns_to_tell_pictures_apart(data: Path, pictures: Pictures,
 
 @pytest.mark.slow
 def test_all_stages_make_a_source_that_loads(trained: Path, tmp_path: Path) -> None:
-    for arguments in ([], ["--distilled"], ["--tiny"]):
+    for arguments in ([], ["--distilled"]):
         assert cli.main(["hand-over", "--run", str(trained), "--to", str(tmp_path / "source"), *arguments]) == 0
         loaded = load(str(tmp_path / "source"))
         assert isinstance(loaded.pipe.judge_image, type(Judge(loaded.pipe.tokenizer).image))
         assert ("LCM" in type(loaded.pipe.scheduler).__name__) == (arguments == ["--distilled"])
-        assert ("Tiny" in type(loaded.pipe.vae).__name__) == (arguments == ["--tiny"])
+        assert type(loaded.pipe.tiny_vae).__name__ == "AutoencoderTiny"
         picture = loaded.pipe("a red apple", num_inference_steps=2, output_type="np").images
         assert picture.shape == (1, 64, 64, 3) and np.isfinite(picture).all()
 

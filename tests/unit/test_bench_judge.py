@@ -62,10 +62,15 @@ def test_the_nearest_known_picture_is_found() -> None:
         ("a/b@20", Case("a/b", 20)),
         ("a/b@4@1", Case("a/b", 4, 1.0)),
         ("a@4@3.5", Case("a", 4, 3.5)),
+        ("a+b+tiny@4", Case("a+b", 4, None, "tiny")),
     ],
 )
 def test_cases_are_bundles_with_steps_and_guidance(text: str, case: Case) -> None:
     assert Case.of(text) == case
+
+
+def test_cases_are_named_after_the_bundles_folder() -> None:
+    assert [Case.of(text).name for text in ("a/b", "a/b@4@1", "b+tiny@4")] == ["b", "b 4", "b tiny 4"]
 
 
 @pytest.mark.parametrize("text", ["", "@4", "a@", "a@four", "a@4@", "a@4@1@2", "a@4@-1"])

@@ -59,7 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     _folders(handing)
     handing.add_argument("--to", type=Path, required=True, help="the folder to write")
     handing.add_argument("--distilled", action="store_true", help="with the UNet for few steps")
-    handing.add_argument("--tiny", action="store_true", help="with the tiny decoder in the VAE's place")
     handing.set_defaults(run=_hand_over)
     return parser
 
@@ -136,7 +135,7 @@ def _hand_over(args: argparse.Namespace) -> None:
     scheduler = scheduler_of(run)
     if args.distilled:
         scheduler = few_steps(scheduler)
-    parts = hand_over(run, args.to, scheduler, distilled=args.distilled, tiny=args.tiny)
+    parts = hand_over(run, args.to, scheduler, distilled=args.distilled)
     print(f"{', '.join(parts)} in {args.to}")
 
 

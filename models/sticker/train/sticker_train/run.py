@@ -13,10 +13,11 @@ from sticker_train.pack import DataError
 
 SHARD = "15MB"
 """Of a part's weight files, so that each passes a small file limit."""
+TINY = "tiny_vae"
 STAGES = {
     "tokenizer": "tokenizer",
     "vae": "vae",
-    "vae_tiny": "tiny",
+    TINY: "tiny",
     "text_encoder": "denoiser",
     "scheduler": "denoiser",
     "unet": "denoiser",
@@ -66,32 +67,40 @@ class Run:
         model.cpu().eval().save_pretrained(str(self.new(name)), max_shard_size=SHARD)
 
 
-def hand_over(run: Run, folder: Path, scheduler: Any, *, distilled: bool, tiny: bool) -> tuple[str, ...]:
+def hand_over(run: Run, folder: Path, scheduler: Any, *, distilled: bool) -> tuple[str, ...]:
     """Write the Diffusers folder that `pocketdiffusion export` reads, and say what is in it.
 
-    `distilled` takes the UNet for few steps, `tiny` the tiny decoder in the VAE's place. The judge is in it if the run
-    has one. Raises DataError for a part that is missing.
+    `distilled` takes the UNet for few steps. The judge and the tiny decoder are in it if the run has them. Raises
+    DataError for a part that is missing.
     """
     parts = {
         "tokenizer": run.part("tokenizer"),
         "text_encoder": run.part("text_encoder"),
         "unet": run.part("unet_distilled" if distilled else "unet"),
-        "vae": run.part("vae_tiny" if tiny else "vae"),
-        **{name: run.part(name) for name in ("judge_text", "judge_image") if run.has(name)},
+        "vae": run.part("vae"),
+        **{name: run.part(name) for name in ("judge_text", "judge_image", TINY) if run.has(name)},
     }
     shutil.rmtree(folder, ignore_errors=True)
     for name, place in parts.items():
         shutil.copytree(place, folder / name)
+    _pack_json(folder / "tokenizer/tokenizer.json")
     scheduler.save_pretrained(str(folder / "scheduler"))
     index = {
         "_class_name": "StableDiffusionPipeline",
         "scheduler": ["diffusers", type(scheduler).__name__],
         "requires_safety_checker": False,
         **{name: [None, None] for name in ("feature_extractor", "image_encoder", "safety_checker")},
-        **{name: _class(folder / name) for name in parts},
+        **{name: _class(folder / name) for name in parts if name != TINY},  # pipelines know no second VAE
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return tuple(parts)
+
+
+def _pack_json(file: Path) -> None:
+    """Write a file without its blanks, which are half of it."""
+    if file.is_file():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8", newline="\n")
 
 
 def _class(folder: Path) -> list[str]:

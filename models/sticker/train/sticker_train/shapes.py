@@ -33,7 +33,7 @@ class Shape:
 
 
 SHAPES = {
-    64: Shape(64, (32, 64, 96), 4, 24, (64, 128, 192), 160, 4, 24, 3000),
-    128: Shape(128, (32, 32, 64, 96), 4, 24, (64, 128, 192), 160, 4, 24, 3000),
+    64: Shape(64, (32, 64, 96), 4, 16, (64, 128, 192), 160, 4, 24, 3000),
+    128: Shape(128, (32, 32, 64, 96), 4, 16, (64, 128, 192), 160, 4, 24, 3000),
 }
 """They differ in the VAE's first level alone: a denoiser made at 64 serves a VAE that is grown to 128."""

@@ -53,7 +53,7 @@ def tiny(run: Run, data: Path, shape: Shape, settings: Settings, say: Say) -> No
     """Train the tiny decoder to do the VAE's work."""
     task = TinyTask(_pictures(data, shape.side), _vae(run), shape, settings.seed, settings.device)
     train(task, run.stage("tiny"), settings, say)
-    run.save("vae_tiny", task.model)
+    run.save("tiny_vae", task.model)
 
 
 def denoiser(run: Run, data: Path, shape: Shape, settings: Settings, say: Say) -> None:

@@ -1,4 +1,4 @@
-"""The VAE and its tiny double, which decodes with a fraction of the work."""
+"""The VAE, one grown around its latents for larger pictures, and a tiny decoder with a fraction of the work."""
 
 from __future__ import annotations
 
@@ -112,28 +112,31 @@ def inherit(model: Any, old: Any) -> set[str]:
 
 
 class TinyTask:
-    """The full VAE's latents and pictures with little work (a tiny autoencoder in Diffusers' class)."""
+    """Pictures from the full VAE's latents with little work, in Diffusers' class of a tiny autoencoder.
+
+    Only its decoder learns: it stands beside the full VAE, whose encoder serves both.
+    """
 
     def __init__(self, pictures: Pictures, vae: Any, shape: Shape, seed: int, device: str) -> None:
         torch.manual_seed(seed)
-        channels, blocks = (shape.tiny,) * len(shape.vae), (1,) * len(shape.vae)
+        levels = len(shape.vae)
         self.model = AutoencoderTiny(
-            encoder_block_out_channels=channels,
-            decoder_block_out_channels=channels,
-            num_encoder_blocks=blocks,
-            num_decoder_blocks=blocks,
+            encoder_block_out_channels=(shape.tiny,) * levels,
+            decoder_block_out_channels=(shape.tiny,) * levels,
+            num_encoder_blocks=(1,) * levels,
+            num_decoder_blocks=(2,) * (levels - 2) + (1, 1),
             latent_channels=shape.latent,
         )
+        self.model.encoder.requires_grad_(False)
         self._vae = vae.to(device).eval().requires_grad_(False)
         self._sampler, self._device = Sampler(pictures, seed, composed=COMPOSED), device
 
     def loss(self, step: int, size: int) -> torch.Tensor:
-        """Of the decoder against the true pictures, of the encoder against the full VAE's latents."""
+        """Mean over the pixels, in [-1, 1]."""
         pixels = on_white(self._sampler.batch(step, size).pixels, self._device)
         with torch.no_grad():
             latents = self._vae.encode(pixels).latent_dist.mode() * self._vae.config.scaling_factor
-        decoded = self.model.decode(latents).sample
-        return picture_loss(decoded, pixels) + functional.l1_loss(self.model.encode(pixels).latents, latents)
+        return picture_loss(self.model.decode(latents).sample.float(), pixels)
 
 
 def picture_loss(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
