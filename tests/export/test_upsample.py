@@ -64,7 +64,7 @@ def run(made: Any, height: int, width: int) -> Any:
 def test_the_same_numbers_to_the_edges(height: int, width: int, bias: bool) -> None:
     made = model(bias=bias)
     expected = run(made, height, width)
-    assert fold_upsampling(made) == 2
+    assert fold_upsampling(made, 3) == 2
     assert [node.op_type for node in made.graph.node] == ["Conv", "DepthToSpace", "Slice"] * 2
     assert not {"first", "second", "scales"} & {tensor.name for tensor in made.graph.initializer}
     found = run(made, height, width)
@@ -86,5 +86,10 @@ def test_the_same_numbers_to_the_edges(height: int, width: int, bias: bool) -> N
 def test_all_else_stays(changes: dict[str, Any]) -> None:
     made = model(**changes)
     before = made.SerializeToString()
-    assert fold_upsampling(made) == 0
+    assert fold_upsampling(made, 3) == 0
     assert made.SerializeToString() == before
+
+
+def test_few_channels_are_not_worth_it() -> None:
+    assert [fold_upsampling(model(), least) for least in (3, 4, 6)] == [2, 1, 0]
+    assert fold_upsampling(model()) == 0
