@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,24 @@ def test_all_else_stays(changes: dict[str, Any]) -> None:
 def test_few_channels_are_not_worth_it() -> None:
     assert [fold_upsampling(model(), least) for least in (3, 4, 6)] == [2, 1, 0]
     assert fold_upsampling(model()) == 0
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("banded", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_exports_are_folded_unless_pieces_are_cut_at_a_resize(tmp_path: Path, preset: Path, banded: bool) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    from pocketdiffusion_export.export import export
+    from pocketdiffusion_export.plan import make_plan
+
+    from . import family_sources as sources
+
+    wide = sources.vae(block_out_channels=(16, 128))
+    sources.sd(tmp_path / "source", diffusers.StableDiffusionPipeline, vae=wide)
+    (made,) = export(
+        make_plan(tmp_path / "source", tmp_path / "made", preset=preset, banded_vae=banded), lambda line: None
+    ).bundles
+    graph = onnx.load(tmp_path / "made" / "vae_decoder" / "model.onnx").graph
+    kinds = {node.op_type for node in graph.node} & {"Resize", "DepthToSpace"}
+    assert kinds == ({"Resize"} if banded else {"DepthToSpace"})
+    assert min(item.sqnr_db for item in made.measured if item.component == "vae_decoder") >= 60
