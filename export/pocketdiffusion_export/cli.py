@@ -33,7 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="Diffusers folder, .safetensors checkpoint, random:NAME, or with --part-size or --tiny-vae a bundle",
+        help="Diffusers folder, .safetensors checkpoint, hub:OWNER/NAME, random:NAME, or with --part-size or --tiny-vae "
+        "a bundle",
     )
     parser.add_argument("destination", metavar="DEST", help="bundle to write; a bundle that is there is replaced")
     parser.add_argument(

@@ -81,10 +81,11 @@ def _begin(plan: ExportPlan, stack: ExitStack) -> list[Draft]:
     """Engines and folders, first of all: what can't be verified or written is found before the long work."""
     if len(plan.targets) > 1:
         check_holder(plan.destination)
-    engines = {target: verify.engines(lookup(TARGETS, "target", target).format) for target in plan.targets}
+    targets = {name: lookup(TARGETS, "target", name) for name in plan.targets}
+    engines = {name: verify.engines(target.format) for name, target in targets.items()}
     return [
-        Draft(lookup(TARGETS, "target", target), engines[target], place, stack.enter_context(assembled(place)))
-        for target, place in plan.bundles.items()
+        Draft(targets[name], engines[name], place, stack.enter_context(assembled(place)))
+        for name, place in plan.bundles.items()
     ]
 
 
@@ -100,16 +101,16 @@ class _Material:
     """The golden image, by Diffusers."""
     family: str
     tasks: tuple[str, ...]
-    sha256: Mapping[str, str]
+    source: Source
 
 
 def _read_source(plan: ExportPlan, drafts: Sequence[Draft], say: Say) -> _Material:
     say(f"loading {plan.source}")
-    loaded = load(plan.source, plan.tiny_vae)
+    loaded = load(plan.source, plan.tiny_vae, say=say, scheduler=plan.scheduler)
     family: Family = lookup(FAMILIES, "family", loaded.family)
     specs = {spec.name: spec for spec in family.components(loaded.pipe)}
     for draft in drafts:
-        layout.write_configs(loaded.folder, plan, tuple(specs.values()), draft.folder)
+        layout.write_configs(loaded, plan, tuple(specs.values()), draft.folder)
     vae, unet = loaded.pipe.vae_scale_factor, loaded.pipe.unet.config
     check_sizes(plan.sizes, vae * 2 ** (len(unet.down_block_types) - 1))
     check_space(drafts[0].folder, specs.values(), plan.recipe.weights, len(drafts))
@@ -118,7 +119,8 @@ def _read_source(plan: ExportPlan, drafts: Sequence[Draft], say: Say) -> _Materi
     numbers = family.numbers(loaded.pipe, samples, plan)
     say("generating the golden image with the source")
     image = family.reference_image(loaded.pipe, plan.golden, numbers)
-    return _Material(specs, samples, numbers, image, loaded.family, family.tasks(loaded.pipe), loaded.sha256)
+    source = Source(loaded.origin or plan.source_name, plan.licence, loaded.sha256)
+    return _Material(specs, samples, numbers, image, loaded.family, family.tasks(loaded.pipe), source)
 
 
 def _finish(plan: ExportPlan, draft: Draft, work: Work, material: _Material, say: Say) -> Made:
@@ -135,7 +137,7 @@ def _finish(plan: ExportPlan, draft: Draft, work: Work, material: _Material, say
         family=material.family,
         tasks=material.tasks,
         recipe=plan.recipe.name,
-        source=Source(plan.source_name, plan.licence, material.sha256),
+        source=material.source,
         numbers=material.numbers,
         components=draft.entries,
         files=file_entries(draft.folder),

@@ -18,6 +18,9 @@ from pocketdiffusion.safety import COMPONENT as SAFETY_CHECKER
 from pocketdiffusion_export.component import ComponentSpec
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.plan import ExportPlan
+from pocketdiffusion_export.sources.base import Loaded
+from pocketdiffusion_export.sources.diffusers_folder import INDEX
+from pocketdiffusion_export.sources.scheduler import FILE as SCHEDULER
 from pocketdiffusion_export.verify import Measured
 
 PATH_KEYS = frozenset({"_name_or_path", "name_or_path"})
@@ -41,10 +44,13 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
 
 
-def write_configs(source: Path, plan: ExportPlan, specs: Sequence[ComponentSpec], folder: Path) -> None:
-    """Index, scheduler, tokenizers and preprocessing of `source`, each component's config, the plan's own files."""
-    for name in ("model_index.json", "scheduler/scheduler_config.json"):
-        write_json(folder / name, json.loads((source / name).read_text(encoding="utf-8")))
+def write_configs(loaded: Loaded, plan: ExportPlan, specs: Sequence[ComponentSpec], folder: Path) -> None:
+    """Index, scheduler, tokenizers and preprocessing of a source, each component's config, the plan's own files."""
+    source = loaded.folder
+    index = json.loads((source / INDEX).read_text(encoding="utf-8"))
+    scheduler = loaded.scheduler or json.loads((source / SCHEDULER).read_text(encoding="utf-8"))
+    write_json(folder / INDEX, index | {"scheduler": ["diffusers", scheduler["_class_name"]]})
+    write_json(folder / SCHEDULER, scheduler)
     if any(spec.name == SAFETY_CHECKER for spec in specs):
         write_json(folder / PREPROCESSOR, json.loads((source / PREPROCESSOR).read_text(encoding="utf-8")))
     for spec in specs:

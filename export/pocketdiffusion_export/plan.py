@@ -15,6 +15,8 @@ from typing import Any
 
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.quant import RECIPES, Recipe
+from pocketdiffusion_export.sources import hub, random
+from pocketdiffusion_export.sources.scheduler import CLASS, CLASSES
 from pocketdiffusion_export.targets import CUTTERS, TARGETS, check_bands, check_targets
 
 if sys.version_info >= (3, 11):
@@ -27,6 +29,9 @@ DYNAMIC = "dynamic"
 
 BATCHES = (1, 2)
 """Rows that a denoiser's graph can be fixed to."""
+
+TABLES = ("source", "numbers", "golden", "scheduler")
+"""Of a preset."""
 
 DEFAULT_PROMPTS = (
     "a red apple",
@@ -63,7 +68,7 @@ class ExportPlan:
     """One export, fully decided before anything heavy is imported."""
 
     source: str
-    """A path, or "random:NAME"; see `source.py`."""
+    """A path, "random:NAME" or "hub:OWNER/NAME"; see `source.py`."""
     destination: Path
     targets: tuple[str, ...]
     """Keys of `TARGETS`; each becomes a bundle of its own."""
@@ -77,6 +82,8 @@ class ExportPlan:
     golden: GoldenPlan = field(default_factory=GoldenPlan)
     prompts: tuple[str, ...] = DEFAULT_PROMPTS
     """Captions for verification inputs, the preview's colours and (later) calibration."""
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of Diffusers' scheduler that win over the source's."""
     files: tuple[Path, ...] = ()
     """Extra files, copied to the bundle's root: attributions, licence texts."""
     accept_error: bool = False
@@ -135,7 +142,8 @@ def make_plan(
     if Path(source).resolve() in (destination.resolve(), *destination.resolve().parents):
         raise ExportError(f"the destination {destination} lies in the source {source}; choose a folder outside of it")
     given = {} if preset is None else read_preset(Path(preset))
-    if str(source).startswith("random:"):  # a preset tells the origin and the terms of other weights
+    origin = _origin(str(source))
+    if origin is not None and given.get("source_name") != origin:  # it tells the origin and terms of other weights
         given = {key: value for key, value in given.items() if key not in ("source_name", "licence")}
     plan = ExportPlan(
         source=str(source),
@@ -146,7 +154,7 @@ def make_plan(
         bands=banded_vae,
         tiny_vae=tiny_vae,
         part_bytes=None if part_size is None else part_bytes(part_size, targets),
-        **{"name": destination.name, "source_name": Path(source).name, **given},
+        **{"name": destination.name, "source_name": origin or Path(source).name, **given},
     )
     if banded_vae:
         check_bands(targets, plan.recipe)
@@ -161,6 +169,13 @@ def make_plan(
     width, height = sizes[0]
     check_targets(targets, plan.recipe, len(sizes))
     return replace(plan, sizes=sizes, batch=batch, numbers=replace(plan.numbers, width=width, height=height))
+
+
+def _origin(source: str) -> str | None:
+    """What a source says itself of where its weights come from; None for paths, of which a preset may tell it."""
+    if source.startswith(random.PREFIX):
+        return source
+    return hub.parse(source).repository if source.startswith(hub.PREFIX) else None
 
 
 def part_bytes(megabytes: int, targets: Iterable[str]) -> int:
@@ -186,19 +201,18 @@ def read_preset(path: Path) -> dict[str, Any]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ExportError(f"preset {path} can't be read: {error}") from None
-    _check_table(
-        path, data, "", {"name": str, "description": str, "prompts": list, "files": list}, "source", "numbers", "golden"
-    )
-    source, numbers, golden = (data.get(key, {}) for key in ("source", "numbers", "golden"))
+    _check_table(path, data, "", {"name": str, "description": str, "prompts": list, "files": list}, *TABLES)
+    source, numbers, golden, scheduler = (data.get(key, {}) for key in TABLES)
     _check_table(path, source, "source.", {"name": str, "licence": str})
     _check_table(path, numbers, "numbers.", {f.name: (int, float) for f in fields(NumberOverrides)})
     _check_table(path, golden, "golden.", {"prompt": str, "seed": int, "steps": int, "guidance": (int, float)})
+    _check_scheduler(path, scheduler)
     plan: dict[str, Any] = {key: data[key] for key in ("name", "description") if key in data}
     plan |= {new: source[old] for old, new in (("name", "source_name"), ("licence", "licence")) if old in source}
     plan |= {key: _strings(path, key, data[key]) for key in ("prompts", "files") if key in data}
     if "files" in plan:
         plan["files"] = tuple(_existing(path, name) for name in plan["files"])
-    return plan | {"numbers": NumberOverrides(**numbers), "golden": GoldenPlan(**golden)}
+    return plan | {"numbers": NumberOverrides(**numbers), "golden": GoldenPlan(**golden), "scheduler": scheduler}
 
 
 def _check_table(path: Path, table: object, prefix: str, allowed: Mapping[str, Any], *tables: str) -> None:
@@ -212,6 +226,14 @@ def _check_table(path: Path, table: object, prefix: str, allowed: Mapping[str, A
             raise ExportError(f"preset {path}: unknown key '{prefix}{key}'; allowed: {choices}")
         if not isinstance(value, allowed[key]) or isinstance(value, bool):
             raise ExportError(f"preset {path}: '{prefix}{key}' has a value of the wrong type: {value!r}")
+
+
+def _check_scheduler(path: Path, table: object) -> None:
+    """Its class, if it names one; other settings are the class's own."""
+    if not isinstance(table, dict):
+        raise ExportError(f"preset {path}: 'scheduler' must be a table")
+    if (name := table.get(CLASS, CLASSES[0])) not in CLASSES:
+        raise ExportError(f"preset {path}: 'scheduler.{CLASS}' is {name!r}; choose one of: {', '.join(CLASSES)}")
 
 
 def _strings(path: Path, key: str, values: list[object]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 
 from safetensors.torch import save_file  # noqa: E402
 
@@ -88,6 +88,71 @@ def test_distilled_unets_are_known_by_their_blocks(name: str, tmp_path: Path) ->
     assert_same(load(str(file)).pipe, expected)
 
 
+def test_lcm_is_known_by_its_guidance_embedding(tmp_path: Path) -> None:
+    file, expected = checkpoint(tmp_path, "lcm")
+    found = load(str(file)).pipe
+    assert_same(found, expected)
+    assert type(found) is type(expected) and found.unet.config.time_cond_proj_dim == 256
+    assert type(found.scheduler).__name__ == "LCMScheduler"
+
+
+def test_a_guidance_embedding_may_have_diffusers_name(tmp_path: Path) -> None:
+    def rename(tensors: dict[str, Any]) -> None:
+        (old,) = [key for key in tensors if "cond_proj" in key]
+        tensors["model.diffusion_model.time_embedding.cond_proj.weight"] = tensors.pop(old)
+
+    file, expected = checkpoint(tmp_path, "lcm", rename)
+    assert_same(load(str(file)).pipe, expected)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Diffusers' own
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sdxl", {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}),
+        ("sdxl", {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}),
+        ("sd15", {"_class_name": "LCMScheduler"}),
+        ("sd15", {"timestep_spacing": "trailing"}),
+    ],
+)
+def test_a_scheduler_is_made_as_diffusers_makes_one_of_another(name: str, said: dict[str, Any], tmp_path: Path) -> None:
+    file, expected = checkpoint(tmp_path, name)
+    loaded = load(str(file), scheduler=said)
+    settings = {key: value for key, value in said.items() if key != "_class_name"}
+    kind = getattr(diffusers, said.get("_class_name", type(expected.scheduler).__name__))
+    wanted = kind.from_config(expected.scheduler.config, **settings)
+    found = loaded.pipe.scheduler
+    assert loaded.scheduler is not None and loaded.scheduler["_class_name"] == kind.__name__
+    assert type(found) is kind
+    for steps in (1, 4):
+        found.set_timesteps(steps)
+        wanted.set_timesteps(steps)
+        assert found.timesteps.tolist() == wanted.timesteps.tolist()
+        if hasattr(wanted, "sigmas"):
+            assert found.sigmas.tolist() == wanted.sigmas.tolist()
+
+
+def test_a_preset_s_prediction_counts_for_sd2(tmp_path: Path) -> None:
+    file, expected = checkpoint(tmp_path, "sd21-base")
+    found = load(str(file), scheduler={"prediction_type": "epsilon", "_class_name": "EulerDiscreteScheduler"}).pipe
+    assert_same(found, expected)
+    assert found.scheduler.config.prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"spacing": "trailing"}, "'scheduler.spacing' is no setting of PNDMScheduler; allowed: "),
+        ({"beta_schedule": "other"}, "the preset's scheduler can't be made as PNDMScheduler: "),
+    ],
+)
+def test_a_setting_that_can_t_be_is_one_line(said: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file, _ = checkpoint(tmp_path, "sd15")
+    with pytest.raises(ExportError) as found:
+        load(str(file), scheduler=said)
+    assert message in str(found.value) and "\n" not in str(found.value)
+
+
 def test_half_precision_becomes_float32_exactly(tmp_path: Path) -> None:
     def halve(tensors: dict[str, Any]) -> None:
         tensors.update({key: tensor.half() for key, tensor in tensors.items()})
@@ -130,6 +195,10 @@ def add_guidance(tensors: dict[str, Any]) -> None:
     tensors["model.diffusion_model.time_embed.cond_proj.weight"] = torch.zeros(16, 8)
 
 
+def add_more(tensors: dict[str, Any]) -> None:
+    tensors["model.diffusion_model.time_embed.more.weight"] = torch.zeros(16, 8)
+
+
 def widen(tensors: dict[str, Any]) -> None:
     for key in [key for key in tensors if "attn2.to_k" in key]:
         tensors[key] = torch.zeros(len(tensors[key]), 640)
@@ -144,10 +213,11 @@ def drop_unet(tensors: dict[str, Any]) -> None:
     ("name", "change", "message"),
     [
         ("sd15", drop_one, "1 tensors of the unet do not fit, first conv_out.bias: found none, needed"),
+        ("sd15", add_guidance, "attention 1 deep and a guidance embedding 8 wide is not known; known: sd15"),
         (
             "sd15",
-            add_guidance,
-            "1 tensors of the UNet are of no known use, first model.diffusion_model.time_embed.cond",
+            add_more,
+            "1 tensors of the UNet are of no known use, first model.diffusion_model.time_embed.more",
         ),
         ("sd15", widen, "a UNet with 4 input channels, 640-wide text states, "),
         ("sd15", drop_unet, "holds no checkpoint in the original layout"),
@@ -185,4 +255,4 @@ def test_layouts_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     layouts = [Layout.of_config(ARCHITECTURES[name].unet) for name in KNOWN]
     assert len(set(layouts)) == len(KNOWN)
-    assert Layout.of_config(ARCHITECTURES["ssd-1b"].unet) == Layout(4, 2048, 9, 1, 4)
+    assert Layout.of_config(ARCHITECTURES["ssd-1b"].unet) == Layout(4, 2048, 9, 1, 4, 0)

@@ -38,6 +38,8 @@ _PNDM = {"_class_name": "PNDMScheduler", **_NOISE, "skip_prk_steps": True, "set_
 _DDIM_V = {"_class_name": "DDIMScheduler", **_NOISE, "set_alpha_to_one": False, "clip_sample": False}
 _DDIM_V |= {"prediction_type": "v_prediction"}
 _EULER = {"_class_name": "EulerDiscreteScheduler", **_NOISE}
+_EULER_A = {"_class_name": "EulerAncestralDiscreteScheduler", **_NOISE}
+_TRAILING = {"timestep_spacing": "trailing"}
 
 _VAE = {
     "block_out_channels": [128, 256, 512, 512],
@@ -112,7 +114,7 @@ _UNET_XL = {
 
 _SD15 = Architecture(_UNET_1, _VAE, _CLIP_L, _PNDM)
 _SD21 = Architecture(_UNET_2 | {"sample_size": 96}, _VAE | {"sample_size": 768}, _OPEN_CLIP_H, _DDIM_V, pad_token="!")
-_SD_TURBO = replace(_SD21, unet=_UNET_2, scheduler=_EULER | {"timestep_spacing": "trailing"})
+_SD_TURBO = replace(_SD21, unet=_UNET_2, scheduler=_EULER | _TRAILING)
 _UNET_SSD = _UNET_XL | {
     "transformer_layers_per_block": [1, [2, 2], [4, 4]],
     "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
@@ -152,6 +154,8 @@ ARCHITECTURES = {
         pipeline="LatentConsistencyModelPipeline",
     ),
     "sdxl": _SDXL,
+    "sdxl-lightning": replace(_SDXL, scheduler=_EULER | _TRAILING),
+    "sdxl-turbo": replace(_SDXL, unet=_UNET_XL | {"sample_size": 64}, scheduler=_EULER_A | _TRAILING),
     "sdxl-inpaint": replace(_SDXL, unet=_UNET_XL | {"in_channels": 9}, pipeline="StableDiffusionXLInpaintPipeline"),
     "ssd-1b": replace(_SDXL, unet=_UNET_SSD),
     "segmind-vega": replace(_SDXL, unet=_UNET_VEGA),

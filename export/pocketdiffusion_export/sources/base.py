@@ -70,6 +70,10 @@ class Loaded:
     """Key of `FAMILIES`."""
     sha256: dict[str, str]
     """Weight file -> sha256."""
+    origin: str | None = None
+    """Where it comes from, exactly, if it says so itself; None leaves that to the plan."""
+    scheduler: Mapping[str, Any] | None = None
+    """The scheduler's config where a preset changed it; None is the folder's."""
 
 
 def parts_of(pipeline: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,16 @@ from pocketdiffusion_export.sources.base import (
     sha256,
 )
 
+INDEX = "model_index.json"
+"""What the folder of a pipeline is known by."""
 
-def load(source: str) -> Loaded:
+
+def load(folder: Path) -> Loaded:
     """Load a Diffusers folder as float32. Raises ExportError in one line for everything that is wrong with it."""
-    folder = Path(source)
-    index = _read_index(folder)
+    index = _index_of(folder)
     pipeline = index["_class_name"]
-    names = _parts(index)
-    weights = [file for part in names if part in WEIGHTED for file in weight_files(folder / part, _stem(part))]
+    names = parts_named(index)
+    weights = [file for part in names if part in WEIGHTED for file in weight_files(folder / part, stem_of(part))]
     for file in weights:
         check_safetensors(file)
     pipe = assemble(pipeline, {part: _load_part(folder, part, index) for part in names} | _settings(index))
@@ -42,8 +45,8 @@ def load(source: str) -> Loaded:
     return Loaded(pipe, folder, PIPELINES[pipeline], hashes)
 
 
-def _parts(index: dict[str, Any]) -> tuple[str, ...]:
-    """What the pipeline is made of. A safety checker counts where the index names one, null stands for none; a judge
+def parts_named(index: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a pipeline is made of. A safety checker counts where the index names one, null stands for none; a judge
     where the index names one of its parts."""
     checks = index.get("safety_checker") not in (None, [None, None])
     judges = any(name in index for name in JUDGE)
@@ -55,30 +58,35 @@ def _settings(index: dict[str, Any]) -> dict[str, Any]:
     return {key: index[key] for key in ("force_zeros_for_empty_prompt",) if key in index}
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / "model_index.json"
+def _index_of(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ExportError(
-            f"the source {folder} is not a folder or file; give a Diffusers folder, which holds model_index.json, "
-            "a .safetensors checkpoint, or random:NAME"
+            f"the source {folder} is not a folder or file; give a Diffusers folder, which holds {INDEX}, a "
+            ".safetensors checkpoint, random:NAME, or hub:OWNER/NAME to download from the Hugging Face hub"
         )
-    if not path.is_file():
-        raise ExportError(f"the source {folder} holds no model_index.json; give a Diffusers folder")
+    if not (folder / INDEX).is_file():
+        raise ExportError(f"the source {folder} holds no {INDEX}; give a Diffusers folder")
+    index = read_index(folder / INDEX)
+    if "safety_checker" in parts_named(index) and not (folder / "safety_checker").is_dir():
+        raise ExportError(
+            f"{folder / INDEX} names a safety_checker, which the folder lacks; get it, or write [null, null] for it in "
+            "that file to export without"
+        )
+    return index
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """A model_index.json. Raises ExportError unless its pipeline and every part are of classes that are exported."""
     index = read_json(path)
     found = index.get("_class_name")
     if found not in PIPELINES:
         hint = HINTS.get(str(found), f"known: {', '.join(sorted(PIPELINES))}")
         raise ExportError(f"{path}: pipeline class {found} can't be exported; {hint}")
-    for part in _parts(index):
+    for part in parts_named(index):
         named = index.get(part)
         if not (isinstance(named, list) and len(named) == 2 and named[1] in LOADERS):
             known = ", ".join(sorted(LOADERS))
             raise ExportError(f"{path}: '{part}' names {named}, which can't be exported; known classes: {known}")
-    if "safety_checker" in _parts(index) and not (folder / "safety_checker").is_dir():
-        raise ExportError(
-            f"{path} names a safety_checker, which the folder lacks; get it, or write [null, null] for it in that file "
-            "to export without"
-        )
     return index
 
 
@@ -93,7 +101,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _stem(part: str) -> str:
+def stem_of(part: str) -> str:
+    """What the names of a part's weight files start with."""
     return "model" if part in TRANSFORMERS else "diffusion_pytorch_model"
 
 
@@ -101,13 +110,19 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     """The safetensors of one model, whose names start with `stem`. Raises ExportError where there are none."""
     if not (folder / "config.json").is_file():
         raise ExportError(f"{folder}/config.json is missing; the source is not a complete Diffusers folder")
-    files = sorted(folder.glob(f"{stem}*.safetensors"))
-    files = [file for file in files if ".fp16." not in file.name and ".non_ema." not in file.name]
-    if not files:
-        others = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".ckpt"))
-        found = f"only {', '.join(others)} (pickle, never read)" if others else "none"
-        raise ExportError(f"{folder} needs {stem}.safetensors; found {found}")
-    return files
+    return [folder / name for name in weight_names((file.name for file in folder.iterdir()), stem, str(folder))]
+
+
+def weight_names(names: Iterable[str], stem: str, where: str) -> list[str]:
+    """Those of a model's files that hold its weights in full. Raises ExportError naming `where` when there are none."""
+    names = sorted(names)
+    found = [name for name in names if name.startswith(stem) and name.endswith(".safetensors")]
+    found = [name for name in found if ".fp16." not in name and ".non_ema." not in name]
+    if not found:
+        others = [name for name in names if name.endswith((".bin", ".pt", ".ckpt"))]
+        instead = f"only {', '.join(others)} (pickle, never read)" if others else "none"
+        raise ExportError(f"{where} needs {stem}.safetensors; found {instead}")
+    return found
 
 
 def _load_part(folder: Path, part: str, index: dict[str, Any]) -> Any:

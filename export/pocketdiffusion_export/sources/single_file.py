@@ -3,8 +3,8 @@
 The architecture follows from names and shapes. What shapes can't say is whether a model predicts noise or v: taken from
 the `v_pred` and `ztsnr` marks, from `modelspec.prediction_type` in the file's metadata, or from `parameterization` in
 the .yaml file that A1111 keeps beside a checkpoint. SD 2.x exists in both kinds, so there one of these is needed.
-Nor do they say that a model was distilled to few steps (Turbo, Lightning): its scheduler is that of the base model, and
-a preset gives steps and guidance.
+Nor do they say that a model was distilled to few steps (Turbo, Lightning): its scheduler is that of the base model
+unless a preset gives another, with steps and guidance. LCM is known by its guidance embedding.
 Limits: the architectures of `KNOWN`; no EMA weights; the VAE and the text encoders must be in the file.
 """
 
@@ -22,13 +22,17 @@ from pocketdiffusion_export.sources.base import Loaded, check_safetensors, sha25
 from pocketdiffusion_export.sources.build import build, empty_modules, require_family
 
 KNOWN = (
-    *("sd15", "sd15-inpaint", "sd15-pix2pix", "bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny", "sd21"),
+    *("sd15", "sd15-inpaint", "sd15-pix2pix", "bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny", "lcm", "sd21"),
     *("sdxl", "sdxl-inpaint", "ssd-1b", "segmind-vega"),
 )
 """Architectures that can be told from each other by their `Layout`."""
 
 UNET = "model.diffusion_model."
 CONTEXT = re.compile(re.escape(UNET) + r"input_blocks\.\d+\.1\.transformer_blocks\.(\d+)\.attn2\.to_k\.weight")
+GUIDANCE = "time_embedding.cond_proj.weight"
+"""LCM's guidance embedding, which Diffusers' conversion passes over."""
+GUIDANCES = (f"{UNET}time_embed.cond_proj.weight", f"{UNET}{GUIDANCE}")
+"""Names of it in checkpoints."""
 PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "eps": "epsilon", "epsilon": "epsilon"}
 
 Tensors = dict[str, Any]
@@ -47,6 +51,8 @@ class Layout:
     middles: int
     depth: int
     """Transformer blocks of the deepest attention on the way down."""
+    guidance: int
+    """Width of the guidance embedding, 0 where there is none."""
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Layout:
@@ -54,7 +60,8 @@ class Layout:
         middles = {None: 0, "UNetMidBlock2D": 1}.get(config.get("mid_block_type", "UNetMidBlock2DCrossAttn"), 3)
         inputs = len(config["block_out_channels"]) * (config.get("layers_per_block", 2) + 1)
         depth = _deepest(config.get("transformer_layers_per_block", 1))
-        return cls(config.get("in_channels", 4), config["cross_attention_dim"], inputs, middles, depth)
+        guidance = config.get("time_cond_proj_dim", 0)
+        return cls(config.get("in_channels", 4), config["cross_attention_dim"], inputs, middles, depth, guidance)
 
     @classmethod
     def of_shapes(cls, shapes: Mapping[str, tuple[int, ...]]) -> Layout | None:
@@ -67,24 +74,29 @@ class Layout:
             len({key.removeprefix(UNET).split(".")[1] for key in shapes if key.startswith(f"{UNET}{kind}.")})
             for kind in ("input_blocks", "middle_block")
         )
-        return cls(first[1], contexts[0][1], inputs, middles, max(index for index, _ in contexts) + 1)
+        depth = max(index for index, _ in contexts) + 1
+        guidance = next((shapes[key][-1] for key in GUIDANCES if key in shapes), 0)
+        return cls(first[1], contexts[0][1], inputs, middles, depth, guidance)
 
 
 def _deepest(depth: int | Sequence[Any]) -> int:
     return depth if isinstance(depth, int) else max(map(_deepest, depth))
 
 
-def load(source: str) -> Loaded:
-    """Load a checkpoint as float32. Raises ExportError in one line for everything that is wrong with it."""
-    file = Path(source)
+def load(file: Path, prediction: str | None = None) -> Loaded:
+    """Load a checkpoint as float32. `prediction`, in Diffusers' words, wins over what the file says.
+
+    Raises ExportError in one line for everything that is wrong with it.
+    """
     check_safetensors(file)
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as opened:
             shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-            architecture = detect(shapes, opened.metadata() or {}, file)
-            family = require_family(architecture, source)
+            said = _prediction(shapes, opened.metadata() or {}, file) if prediction is None else prediction
+            architecture = detect(shapes, said, file)
+            family = require_family(architecture, str(file))
             tensors = {key: opened.get_tensor(key) for key in shapes}
     except SafetensorError as error:
         raise ExportError(f"{file} is cut short or damaged ({error}); get it again") from None
@@ -97,8 +109,11 @@ def load(source: str) -> Loaded:
     return build(architecture, modules, family, {file.name: sha256(file)})
 
 
-def detect(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], file: Path) -> Architecture:
-    """The architecture of a checkpoint. Raises ExportError when it is none of `KNOWN`."""
+def detect(shapes: Mapping[str, tuple[int, ...]], prediction: str | None, file: Path) -> Architecture:
+    """The architecture of a checkpoint that predicts what `prediction` says, None if that is not known.
+
+    Raises ExportError when it is none of `KNOWN`.
+    """
     found = Layout.of_shapes(shapes)
     if found is None:
         raise ExportError(
@@ -109,14 +124,13 @@ def detect(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], f
     if name is None:
         raise ExportError(
             f"{file}: a UNet with {found.channels} input channels, {found.width}-wide text states, {found.inputs} "
-            f"blocks down and {found.middles} in the middle, and attention {found.depth} deep is not known; "
-            f"known: {', '.join(KNOWN)}"
+            f"blocks down and {found.middles} in the middle, attention {found.depth} deep and a guidance embedding "
+            f"{found.guidance} wide is not known; known: {', '.join(KNOWN)}"
         )
-    prediction = _prediction(shapes, metadata, file)
     if name == "sd21" and prediction is None:
         raise ExportError(
-            f"{file}: SD 2.x models predict noise or v and this file does not say which; "
-            f"put {file.stem}.yaml with 'parameterization: v' or 'parameterization: eps' beside it"
+            f"{file}: SD 2.x models predict noise or v and this file does not say which; put {file.stem}.yaml with "
+            "'parameterization: v' or 'parameterization: eps' beside it, or prediction_type in a preset's [scheduler]"
         )
     if name == "sd21" and prediction == "epsilon":
         return ARCHITECTURES["sd21-base"]
@@ -132,7 +146,9 @@ def convert(part: str, module: Any, tensors: Tensors) -> Tensors:
     from diffusers.loaders import single_file_utils as ldm
 
     if part == "unet":
-        return dict(ldm.convert_ldm_unet_checkpoint(_below(tensors, UNET), module.config))
+        found = dict(ldm.convert_ldm_unet_checkpoint(_below(tensors, UNET), module.config))
+        guidance = [tensors[key] for key in GUIDANCES if key in tensors]
+        return found | {GUIDANCE: guidance[0]} if guidance else found
     if part == "vae":
         return dict(ldm.convert_ldm_vae_checkpoint(_below(tensors, "first_stage_model."), module.config))
     prefix = "conditioner.embedders.1.model." if part == "text_encoder_2" else "cond_stage_model.model."
@@ -156,8 +172,8 @@ def _check_whole(converted: Tensors, given: Tensors, file: Path) -> None:
     used = {id(tensor) for tensor in converted.values()}
     if unused := sorted(key for key, tensor in given.items() if id(tensor) not in used):
         raise ExportError(
-            f"{file}: {len(unused)} tensors of the UNet are of no known use, first {unused[0]}; a model with further "
-            "inputs (such as LCM's guidance) is exported from its Diffusers folder"
+            f"{file}: {len(unused)} tensors of the UNet are of no known use, first {unused[0]}; export the model from "
+            "its Diffusers folder"
         )
 
 
