@@ -17,7 +17,7 @@ from pocketdiffusion import backends  # noqa: E402
 from pocketdiffusion.backends.base import SessionOptions  # noqa: E402
 from pocketdiffusion_export.errors import ExportError  # noqa: E402
 from pocketdiffusion_export.quant import RECIPES, Recipe, calibrate, mixed  # noqa: E402
-from pocketdiffusion_export.quant.bits import options, restored, stored  # noqa: E402
+from pocketdiffusion_export.quant.bits import options, palettes, restored, stored  # noqa: E402
 from pocketdiffusion_export.quant.knapsack import choose  # noqa: E402
 from pocketdiffusion_export.quant.sensitivity import Trial, relative_noise  # noqa: E402
 from pocketdiffusion_export.quant.weights import replace_weights, weight_axes  # noqa: E402
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.torch
 
 ENGINES = [name for name in ("onnxruntime", "openvino") if "cpu" in backends.load(name).devices()]
 BASE = Recipe("test", "mixed", 20, 15, method="mixed", min_elements=256, group=16)
+PALETTES = replace(BASE, group=0, palette=2)
 WEIGHTS = ("table", "w1", "w2", "wg", "wm")
 
 
@@ -226,7 +227,48 @@ def test_small_and_huge_weights_are_not_touched() -> None:
     assert not none.bits and len(none.kept_float) == len(WEIGHTS)
 
 
+@pytest.mark.parametrize("index", range(5))
+def test_each_size_of_palette_is_what_onnxruntime_computes_with(index: int, tmp_path: Path) -> None:
+    model, plain = network(), network()
+    axes = weight_axes(model.graph)
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    forms = {name: palettes(arrays[name], 2)[index] for name in axes}
+    assert {option.bits for option in forms.values()} == {(16, 8, 6, 4, 2)[index]}
+    replace_weights(model.graph, lambda t: stored(t, axes[t.name], forms[t.name]) if t.name in axes else None)
+    for tensor in plain.graph.initializer:
+        if tensor.name in forms:
+            back = restored(arrays[tensor.name], axes[tensor.name], forms[tensor.name])
+            tensor.CopyFrom(onnx.numpy_helper.from_array(back.astype(np.float16).astype(np.float32), tensor.name))
+    feeds = samples()[0]
+    found, want = (run(graph, "onnxruntime", tmp_path, feeds) for graph in (model, plain))
+    assert sqnr(want, found) > 100
+
+
+@pytest.mark.parametrize("target", [20.0, 30.0])
+def test_palettes_meet_the_target_with_fewer_bits_than_one_size_of_them(target: float, tmp_path: Path) -> None:
+    model, fresh = network(), samples(9)[-1]
+    report = mixed.quantize(model, replace(PALETTES, target_sqnr_db=target), samples())
+    assert report.notes["sqnr_db_measured"] >= target
+    want, found = (run(graph, "onnxruntime", tmp_path, fresh) for graph in (network(), model))
+    assert sqnr(want, found) > target - 1.5
+    assert report.bits["table"] == 16 and len(set(report.bits.values())) > 2  # embeddings have no palettes
+    equal = network()
+    sizes = {name: 4 if target == 20 else 6 for name in WEIGHTS if name != "table"}
+    trial = Trial(equal, WEIGHTS)
+    for name, bits in sizes.items():
+        (option,) = [option for option in palettes(trial.weight(name), 2) if option.bits == bits]
+        trial.put(name, restored(trial.weight(name), 0, option))
+    noise = relative_noise([[want]], trial.outputs([fresh]))
+    assert -10 * np.log10(noise) < target or sum(report.bits[name] for name in sizes) < sum(sizes.values())
+
+
+def test_palettes_need_no_newer_opset() -> None:
+    model = network()
+    mixed.quantize(model, replace(PALETTES, target_sqnr_db=12), samples())
+    assert model.opset_import[0].version == 17
+
+
 def test_its_recipes_have_one_budget_each() -> None:
     found = [recipe for recipe in RECIPES.values() if recipe.method == "mixed"]
     assert len(found) >= 2 and all(bool(recipe.bits) != bool(recipe.target_sqnr_db) for recipe in found)
-    assert all(recipe.group for recipe in found)
+    assert all(bool(recipe.group) != bool(recipe.palette) for recipe in found)

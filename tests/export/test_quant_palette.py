@@ -89,7 +89,7 @@ def test_small_weights_and_embeddings_stay_float() -> None:
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino", "coreml,onnx"])
-@pytest.mark.parametrize("recipe", ["palette4", "palette6"])
+@pytest.mark.parametrize("recipe", ["palette4", "palette6", "palette-mixed"])
 def test_other_targets_refuse_palettes(target: str, recipe: str) -> None:
     with pytest.raises(ExportError, match=f"recipe {recipe} is for the target coreml only; for .* choose int4 or int8"):
         make_plan("source", "bundle", target=target, recipe=recipe, size="64x64")

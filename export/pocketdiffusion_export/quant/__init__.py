@@ -44,7 +44,7 @@ class Recipe:
     bits: float = 0.0
     """Average bits of a weight, scales included, that a component of mixed bits may have; 0: its error decides."""
     palette: int = 0
-    """Bits of the indices of a weight's palette; 0 where there are none."""
+    """Bits of the indices of a weight's palette, the fewest where they differ; 0 where there are none."""
 
 
 RECIPES = {
@@ -121,6 +121,16 @@ RECIPES = {
             min_elements=1024,
             min_weight_sqnr_db=25.0,
             palette=6,
+        ),
+        Recipe(
+            "palette-mixed",
+            weights="palette-mixed",
+            min_sqnr_db=20.0,
+            min_psnr_db=18.0,
+            method="mixed",
+            min_elements=1024,
+            target_sqnr_db=28.0,
+            palette=2,
         ),
     )
 }

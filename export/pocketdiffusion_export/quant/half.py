@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from pocketdiffusion_export.component import Feeds
 from pocketdiffusion_export.quant import Recipe
 from pocketdiffusion_export.quant.report import QuantReport
-from pocketdiffusion_export.quant.weights import Form, fits_half, half, replace_weights, sqnr_db
+from pocketdiffusion_export.quant.weights import Form, half, replace_weights, sqnr_db, why_float
 
 
 def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds] = ()) -> QuantReport:
@@ -26,11 +26,8 @@ def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds] = 
         if tensor.data_type != onnx.TensorProto.FLOAT:
             return None
         weight = numpy_helper.to_array(tensor)
-        if weight.size < recipe.min_elements:
-            report.kept_float[tensor.name] = f"{weight.size} elements, fewer than {recipe.min_elements}"
-            return None
-        if not fits_half(weight):
-            report.kept_float[tensor.name] = "holds values beyond float16"
+        if reason := why_float(weight, recipe.min_elements):
+            report.kept_float[tensor.name] = reason
             return None
         report.quantized[tensor.name] = sqnr_db(weight, weight.astype(np.float16))
         return half(tensor)

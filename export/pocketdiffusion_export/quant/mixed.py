@@ -1,5 +1,7 @@
 """Bits per weight by measured sensitivity: each weight of Conv, Gemm, MatMul and Gather as float16, int8 or int4.
 
+A recipe with palettes has float16 and palettes of several sizes instead, and embeddings stay float16.
+
 The noise that one layer's error brings to a component's outputs differs by a factor of a million between the layers of
 a UNet and has little to do with the error of the weight itself, so it is measured: every weight (in a large component
 every group of neighbours) alone in its smallest form. Noises of layers add up, and that of a layer's other forms is in
@@ -13,7 +15,7 @@ activations that they meet, for ranking layers and for choosing scales.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 
 import numpy as np
@@ -23,13 +25,14 @@ from onnx import numpy_helper
 from pocketdiffusion_export.component import Feeds
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.quant import Recipe
-from pocketdiffusion_export.quant.bits import FLOAT_BITS, Option, options, restored, stored
+from pocketdiffusion_export.quant.bits import FLOAT_BITS, Option, options, palettes, restored, stored
 from pocketdiffusion_export.quant.calibrate import is_costly, part_of
 from pocketdiffusion_export.quant.int4 import raise_opset
 from pocketdiffusion_export.quant.knapsack import choose
+from pocketdiffusion_export.quant.palette import embeddings
 from pocketdiffusion_export.quant.report import QuantReport
 from pocketdiffusion_export.quant.sensitivity import Trial, relative_noise
-from pocketdiffusion_export.quant.weights import MAX_SQNR_DB, Form, fits_half, replace_weights, sqnr_db, weight_axes
+from pocketdiffusion_export.quant.weights import MAX_SQNR_DB, Form, replace_weights, sqnr_db, weight_axes, why_float
 
 SMALL = (3, 16)
 """Samples to measure single weights on, and others to measure the whole choice on."""
@@ -65,7 +68,7 @@ def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds]) -
             return stored(tensor, axes[tensor.name], chosen[tensor.name]) if tensor.name in axes else None
 
         replace_weights(model.graph, form)
-        if any(option.bits == 4 for option in chosen.values()):
+        if any(option.bits == 4 and option.scale is not None for option in chosen.values()):
             raise_opset(model)
     return report
 
@@ -74,12 +77,9 @@ def _candidates(graph: onnx.GraphProto, recipe: Recipe, report: QuantReport) -> 
     """Weights to decide on, with the axis of their output channels; the others are in the report."""
     axes = weight_axes(graph)
     for tensor in graph.initializer:
-        if tensor.name in axes:
-            weight = numpy_helper.to_array(tensor)
-            if weight.size < recipe.min_elements:
-                report.kept_float[tensor.name] = f"{weight.size} elements, fewer than {recipe.min_elements}"
-            elif not fits_half(weight):
-                report.kept_float[tensor.name] = "holds values beyond float16"
+        reason = why_float(numpy_helper.to_array(tensor), recipe.min_elements) if tensor.name in axes else None
+        if reason:
+            report.kept_float[tensor.name] = reason
     return {name: axis for name, axis in axes.items() if name not in report.kept_float}
 
 
@@ -88,7 +88,7 @@ def _decide(
 ) -> Choice:
     """Samples are shuffled, as neighbours come from one trajectory."""
     trial = Trial(model, axes)
-    forms: Forms = {name: options(trial.weight(name), axis, recipe.group) for name, axis in axes.items()}
+    forms = _forms(trial, axes, recipe, embeddings(model.graph))
     weights = 8 * sum(of_one[0].size for of_one in forms.values()) // FLOAT_BITS
     shuffled = [samples[index] for index in np.random.default_rng(0).permutation(len(samples))]
     large = is_costly(shuffled[0], weights)
@@ -110,6 +110,12 @@ def _decide(
     report.notes["sqnr_db_predicted"] = _db(_noise(chosen))
     report.notes["sqnr_db_measured"] = _db(noise)
     return chosen
+
+
+def _forms(trial: Trial, axes: Mapping[str, int], recipe: Recipe, tables: Set[str]) -> Forms:
+    if not recipe.palette:
+        return {name: options(trial.weight(name), axis, recipe.group) for name, axis in axes.items()}
+    return {name: palettes(trial.weight(name), FLOAT_BITS if name in tables else recipe.palette) for name in axes}
 
 
 def _measurer(trial: Trial, axes: Mapping[str, int], samples: Sequence[Feeds]) -> Callable[[Choice], float]:

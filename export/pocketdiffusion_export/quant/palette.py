@@ -19,7 +19,7 @@ from pocketdiffusion_export.component import Feeds
 from pocketdiffusion_export.errors import ExportError
 from pocketdiffusion_export.quant import Recipe
 from pocketdiffusion_export.quant.report import QuantReport
-from pocketdiffusion_export.quant.weights import Form, fits_half, half, replace_weights, sqnr_db, weight_axes
+from pocketdiffusion_export.quant.weights import Form, half, replace_weights, sqnr_db, weight_axes, why_float
 
 BITS = (1, 2, 4, 6, 8)
 """Sizes that Core ML has."""
@@ -32,18 +32,15 @@ CLOSE = 1e-5
 def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds] = ()) -> QuantReport:
     """Replace the weights of Conv, Gemm and MatMul in place. `samples` are not needed to look at weights."""
     report = QuantReport()
-    tables = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    tables = embeddings(model.graph)
     axes = weight_axes(model.graph)
 
     def form(tensor: onnx.TensorProto) -> Form | None:
         if tensor.name not in axes:
             return None
         weight = numpy_helper.to_array(tensor)
-        if weight.size < recipe.min_elements:
-            report.kept_float[tensor.name] = f"{weight.size} elements, fewer than {recipe.min_elements}"
-            return None
-        if not fits_half(weight):
-            report.kept_float[tensor.name] = "holds values beyond float16"
+        if reason := why_float(weight, recipe.min_elements):
+            report.kept_float[tensor.name] = reason
             return None
         if tensor.name in tables:
             report.kept_float[tensor.name] = "an embedding, stored as float16"
@@ -52,6 +49,11 @@ def quantize(model: onnx.ModelProto, recipe: Recipe, samples: Sequence[Feeds] = 
 
     replace_weights(model.graph, form)
     return report
+
+
+def embeddings(graph: onnx.GraphProto) -> set[str]:
+    """Weights that are read row by row."""
+    return {node.input[0] for node in graph.node if node.op_type == "Gather"}
 
 
 def find_palette(weight: Array, bits: int) -> tuple[Array, NDArray[np.uint8]]:
@@ -75,8 +77,12 @@ def find_palette(weight: Array, bits: int) -> tuple[Array, NDArray[np.uint8]]:
         if moved < close:
             break
     stored = palette.astype(np.float16).astype(np.float32)
-    middles = (stored[1:] + stored[:-1]) / 2
-    return stored, np.searchsorted(middles, weight).astype(np.uint8)
+    return stored, indices_of(weight, stored)
+
+
+def indices_of(weight: Array, palette: Array) -> NDArray[np.uint8]:
+    """For each value the index of the nearest in a rising palette, in the weight's shape."""
+    return np.searchsorted((palette[1:] + palette[:-1]) / 2, weight).astype(np.uint8)
 
 
 def _start(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -96,6 +102,11 @@ def _form(name: str, weight: Array, recipe: Recipe, report: QuantReport) -> Form
             break
     report.quantized[name] = sqnr
     report.bits[name] = bits
+    return palette_form(name, palette, indices)
+
+
+def palette_form(name: str, palette: Array, indices: NDArray[np.uint8]) -> Form:
+    """The initializers and nodes of a weight with a palette."""
     names = [f"{name}_palette", f"{name}_indices"]
     tensors = [numpy_helper.from_array(array, key) for array, key in zip((palette, indices), names, strict=True)]
     wide = f"{name}_wide"

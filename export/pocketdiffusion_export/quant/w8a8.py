@@ -30,7 +30,7 @@ from pocketdiffusion_export.quant.calibrate import measure_ranges, part_of, runn
 from pocketdiffusion_export.quant.layers import Layer, Pair, add_switches, find_layers, float_copy, make_integer
 from pocketdiffusion_export.quant.report import QuantReport
 from pocketdiffusion_export.quant.weight_only import checked_pair
-from pocketdiffusion_export.quant.weights import Form, fits_half, half, replace_weights, weight_axes
+from pocketdiffusion_export.quant.weights import Form, half, replace_weights, weight_axes, why_float
 
 Group = NDArray[np.intp]
 """Places in the list of layers."""
@@ -176,6 +176,6 @@ def _halve_rest(graph: onnx.GraphProto, recipe: Recipe) -> None:
             return None
         weight = numpy_helper.to_array(tensor)
         scales = tensor.name.endswith("_scale")
-        return half(tensor) if weight.size >= recipe.min_elements and not scales and fits_half(weight) else None
+        return None if scales or why_float(weight, recipe.min_elements) else half(tensor)
 
     replace_weights(graph, form)

@@ -58,9 +58,14 @@ def half(tensor: onnx.TensorProto) -> Form:
     return [stored], [cast]
 
 
-def fits_half(weight: Array) -> bool:
-    """Whether no value becomes infinite as float16."""
-    return bool(np.abs(weight).max(initial=0) <= np.finfo(np.float16).max)
+def why_float(weight: Array, least: int) -> str | None:
+    """Why a weight stays float32 where float16 is the largest other form; None: it need not.
+
+    Those with fewer than `least` elements do, and those with a value that float16 can't hold.
+    """
+    if weight.size < least:
+        return f"{weight.size} elements, fewer than {least}"
+    return None if np.abs(weight).max(initial=0) <= np.finfo(np.float16).max else "holds values beyond float16"
 
 
 def sqnr_db(weight: Array, back: Array) -> float:

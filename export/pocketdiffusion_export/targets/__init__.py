@@ -28,7 +28,7 @@ CUTTERS = {
 """Graph format -> function (file, bytes) that writes the parts of a graph beside it and returns them, () for none.
 Formats are named as their targets."""
 
-COREML_RECIPES = ("fp32", "fp16", "int8", "palette4", "palette6")
+COREML_RECIPES = ("fp32", "fp16", "int8", "palette4", "palette6", "palette-mixed")
 """What Core ML's own forms of weights cover. Palettes are read by no other engine."""
 
 
