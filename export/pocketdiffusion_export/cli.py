@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pocketdiffusion_export.export import Made, Summary
 
 USUAL = {"target": "onnx", "recipe": "fp32", "size": DYNAMIC, "batch": None, "preset": None, "accept_error": False}
-USUAL |= {"banded_vae": False}
+USUAL |= {"banded_vae": False, "chunk_unet": False}
 """What the options of an export from torch are when they are not given."""
 CHANGES = ("part_size", "tiny_vae")
 """Options that change a bundle, one at a time."""
@@ -33,8 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="Diffusers folder, .safetensors checkpoint, hub:OWNER/NAME, random:NAME, or with --part-size or --tiny-vae "
-        "a bundle",
+        help="Diffusers folder, .safetensors checkpoint, hub:OWNER/NAME, random:NAME, or with --part-size or "
+        "--tiny-vae a bundle",
     )
     parser.add_argument("destination", metavar="DEST", help="bundle to write; a bundle that is there is replaced")
     parser.add_argument(
@@ -63,6 +63,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--banded-vae",
         action="store_true",
         help="also write the VAE's decoder in pieces, for `generate --vae-bands`: decoding in little memory, exactly",
+    )
+    parser.add_argument(
+        "--chunk-unet",
+        action="store_true",
+        help="write Core ML's UNet in two programs of half the size, UnetChunk1 and UnetChunk2, as iOS needs it",
     )
     parser.add_argument(
         "--part-size",
@@ -105,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         accept_error=args.accept_error,
         banded_vae=args.banded_vae,
         tiny_vae=args.tiny_vae,
+        chunk_unet=args.chunk_unet,
     )
     _require_libraries()
     from pocketdiffusion_export.export import export

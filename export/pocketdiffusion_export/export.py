@@ -82,6 +82,8 @@ def _begin(plan: ExportPlan, stack: ExitStack) -> list[Draft]:
     if len(plan.targets) > 1:
         check_holder(plan.destination)
     targets = {name: lookup(TARGETS, "target", name) for name in plan.targets}
+    if plan.chunks:
+        targets["coreml"] = replace(targets["coreml"], chunks=True)
     engines = {name: verify.engines(target.format) for name, target in targets.items()}
     return [
         Draft(targets[name], engines[name], place, stack.enter_context(assembled(place)))

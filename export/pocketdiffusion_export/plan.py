@@ -94,6 +94,8 @@ class ExportPlan:
     """The VAE's decoder is also cut into pieces that run over bands of a picture."""
     tiny_vae: str | None = None
     """Where a tiny decoder comes from, besides the source's own; see `sources/tiny_vae.py`."""
+    chunks: bool = False
+    """Core ML's denoiser comes in two programs."""
     part_bytes: int | None = None
     """Components with more weights are also cut into parts of at most so many bytes; None cuts nothing."""
     batch: int | None = None
@@ -125,6 +127,7 @@ def make_plan(
     accept_error: bool = False,
     banded_vae: bool = False,
     tiny_vae: str | None = None,
+    chunk_unet: bool = False,
 ) -> ExportPlan:
     """A checked plan. `target` is one name or several with commas between them, `size` "dynamic" or one or several
     of "WIDTHxHEIGHT", `part_size` in megabytes.
@@ -153,11 +156,14 @@ def make_plan(
         accept_error=accept_error,
         bands=banded_vae,
         tiny_vae=tiny_vae,
+        chunks=chunk_unet,
         part_bytes=None if part_size is None else part_bytes(part_size, targets),
         **{"name": destination.name, "source_name": origin or Path(source).name, **given},
     )
     if banded_vae:
         check_bands(targets, plan.recipe)
+    if chunk_unet and "coreml" not in targets:
+        raise ExportError(f"{', '.join(targets)} graphs have no chunks, coreml's have; give --part-size to cut others")
     if batch not in (None, *BATCHES):
         raise ExportError(f"batch {batch} can't be fixed; choose 1 (guidance in turn) or 2 (both passes together)")
     if size == DYNAMIC:

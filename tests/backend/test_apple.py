@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pocketdiffusion.backends import coreml
-from pocketdiffusion.backends.apple import described, translated
+from pocketdiffusion.backends.apple import chained, chunks, described, translated
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.errors import GraphFailed
 from pocketdiffusion.tensors import TensorSpec
@@ -97,6 +97,51 @@ def test_other_graphs_stay_as_they_are() -> None:
         return feeds
 
     assert translated(inputs, outputs, execute)[2] is execute
+
+
+def test_chunks_run_as_one() -> None:
+    """The second takes what the first gives, and what it needs of the whole's inputs."""
+    a, b, middle, out = (spec(2, 3) for _ in range(4))
+    models = [
+        ({"a": a}, {"middle": middle}, "float32", lambda feeds: {"middle": feeds["a"] + 1}),
+        ({"middle": middle, "b": b}, {"out": out}, "float16", lambda feeds: {"out": feeds["middle"] * feeds["b"]}),
+    ]
+    inputs, outputs, precision, run = chained(models)
+    assert (list(inputs), list(outputs), precision) == (["a", "b"], ["out"], "float16")
+    found = run({"a": np.full((2, 3), 2), "b": np.full((2, 3), 5)})
+    np.testing.assert_array_equal(found["out"], np.full((2, 3), 15))
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("UnetChunk1.mlmodelc", ["UnetChunk1.mlmodelc", "UnetChunk2.mlmodelc"]),
+        ("Unet.mlpackage", ["Unet.mlpackage"]),
+    ],
+)
+def test_the_first_chunk_names_both(name: str, names: list[str]) -> None:
+    assert chunks(Path("folder") / name) == tuple(Path("folder") / other for other in names)
+
+
+def test_both_chunks_are_opened(on_macos, tmp_path: Path) -> None:  # noqa: F811
+    """The stand-in doubles what it gets as "sample"."""
+    first, second = {"x": spec(2, 4), "sample": spec(2, 4)}, {"noise_pred": spec(2, 4), "sample": spec(2, 4)}
+    for name, given in (("UnetChunk1", first), ("UnetChunk2", second)):
+        (tmp_path / f"{name}.mlmodelc").mkdir()
+        metadata = {
+            "computePrecision": "Float32",
+            "inputSchema": [field(key, "Float32", list(found.shape)) for key, found in given.items()],
+            "outputSchema": [field("noise_pred", "Float32", [2, 4])],
+        }
+        (tmp_path / f"{name}.mlmodelc/metadata.json").write_text(json.dumps([metadata]), encoding="utf-8")
+    session = on_macos.open(tmp_path / "UnetChunk1.mlmodelc", "cpu", SessionOptions())
+    assert (list(session.inputs), list(session.outputs)) == (["x", "sample"], ["noise_pred"])
+    session.run({"x": np.zeros((2, 4)), "sample": np.ones((2, 4))})
+    assert Model.latest.path.endswith("UnetChunk2.mlmodelc")
+    np.testing.assert_array_equal(Model.latest.feeds["noise_pred"], np.full((2, 4), 2))
+    (tmp_path / "UnetChunk2.mlmodelc/metadata.json").unlink()
+    with pytest.raises(GraphFailed, match="UnetChunk1.mlmodelc could not be opened"):
+        on_macos.open(tmp_path / "UnetChunk1.mlmodelc", "cpu", SessionOptions())
 
 
 def test_the_backend_opens_a_compiled_unet_of_apple_s(on_macos, tmp_path: Path, monkeypatch) -> None:  # noqa: F811

@@ -219,6 +219,68 @@ def test_a_weight_that_was_written_wrongly_is_seen(made: Made, tmp_path: Path) -
         read_back.compare(package, replace(entry, outputs={}), names)
 
 
+@pytest.fixture(scope="module")
+def chunked(tiny: Path, preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The same as `made`, with its UNet in two."""
+    folder = tmp_path_factory.mktemp("coreml") / "chunked"
+    plan = make_plan(tiny, folder, target="coreml", recipe="int8", size="32x32", preset=preset, chunk_unet=True)
+    (found,) = export(plan, lambda line: None).bundles
+    return found
+
+
+def test_a_unet_in_two_chunks_has_apple_s_names(made: Made, chunked: Made) -> None:
+    entry = chunked.manifest.components["unet"]
+    assert entry == replace(made.manifest.components["unet"], graph="UnetChunk1.mlpackage")
+    sizes = {name: 0 for name in ("UnetChunk1.mlpackage", "UnetChunk2.mlpackage")}
+    for file in chunked.manifest.files:
+        if (name := file.path.partition("/")[0]) in sizes:
+            sizes[name] += file.size
+    assert not (chunked.destination / "Unet.mlpackage").exists()
+    assert min(sizes.values()) > 0.25 * sum(sizes.values())
+    specs = [
+        coreml.package_description(ct.models.MLModel(str(chunked.destination / name), skip_model_load=True).get_spec())
+        for name in sizes
+    ]
+    (first, handed, _), (second, outputs, _) = specs
+    assert list(outputs) == ["noise_pred"] and {"sample", "timestep"} <= first.keys()
+    assert set(handed) == {name for name in second if name.startswith("state_")}
+    assert set(second) - set(handed) <= {"timestep", "encoder_hidden_states"}
+    assert {spec.dtype for spec in (*handed.values(), *second.values())} == {"float32"}
+
+
+def test_chunks_compute_what_the_whole_does_bit_for_bit(made: Made, chunked: Made) -> None:
+    feeds = {
+        name: np.random.default_rng(0).normal(size=(2, *spec.shape[1:])).astype(np.float32)
+        for name, spec in made.manifest.components["unet"].inputs.items()
+        if spec.shape
+    }
+    found = [
+        read_back.open_session(bundle.destination / bundle.manifest.components["unet"].graph).run(
+            {**feeds, "timestep": np.float32(500)}
+        )["out_sample"]
+        for bundle in (made, chunked)
+    ]
+    assert np.array_equal(*found)
+
+
+def test_every_weight_of_both_chunks_is_compared(made: Made, chunked: Made) -> None:
+    figures = [
+        json.loads((bundle.destination / "weights.json").read_text(encoding="utf-8")) for bundle in (made, chunked)
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_verify_runs_both_chunks(chunked: Made, on_macos: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(chunked.destination), "--device", "coreml:cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["checks"]
+    assert all(check["figure"] >= check["wanted"] >= 25 for check in found)
+
+
+def test_only_core_ml_has_chunks() -> None:
+    with pytest.raises(ExportError, match="onnx graphs have no chunks, coreml's have; give --part-size"):
+        make_plan("source", "bundle", chunk_unet=True)
+
+
 def test_without_its_manifest_it_is_no_bundle(made: Made, tmp_path: Path) -> None:
     """Folders of ml-stable-diffusion lack the numbers and the scheduler that the runtime needs: they are not read."""
     folder = tmp_path / "bundle"
@@ -259,12 +321,12 @@ def test_the_same_export_gives_the_same_bytes(made: Made, tiny: Path, preset: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["fp16", "palette4", "palette6"])
+@pytest.mark.parametrize("recipe", ["fp16", "palette4", "palette6", "palette-mixed"])
 def test_every_recipe(recipe: str, tiny: Path, preset: Path, tmp_path: Path) -> None:
     plan = make_plan(tiny, tmp_path / "bundle", target="coreml", recipe=recipe, size="32x32", preset=preset)
     (found,) = export(plan, lambda line: None).bundles
     figures = json.loads((found.destination / "weights.json").read_text(encoding="utf-8"))
-    least = {"fp16": 70, "palette4": 15, "palette6": 25}[recipe]
+    least = {"fp16": 70, "palette4": 15, "palette6": 25, "palette-mixed": 8}[recipe]
     assert min(min(weights.values()) for weights in figures.values()) >= least
     assert {entry.weights for entry in found.manifest.components.values()} == {RECIPES[recipe].weights}
 

@@ -3,8 +3,8 @@
 They are made of our ONNX graph (`coreml_ops.py`), so that one trace and one quantization serve every target. All sizes
 are fixed: image, batch, text length. A program computes in float16, but for the recipe fp32, for the autoencoder, whose
 activations float16 often can't hold, and for the safety checker, whose scores decide in the third digit. It needs
-macOS 13 or iOS 16. Limits: attention in its plain form and not in Apple's split one for the Neural Engine; the UNet is
-one program (`UnetChunk1` and `UnetChunk2` are not made); packages are compiled by macOS, so that no .mlmodelc is here.
+macOS 13 or iOS 16. The UNet can come in two programs, `UnetChunk1` and `UnetChunk2`. Limits: attention in its plain
+form and not in Apple's split one for the Neural Engine; packages are compiled by macOS, so that no .mlmodelc is here.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ except ImportError as error:
 from coremltools.converters.mil.mil import Builder as mb  # noqa: E402
 from coremltools.converters.mil.mil import Function, Program, types  # noqa: E402
 
-from pocketdiffusion_export.targets.coreml_ops import Translation  # noqa: E402
+from pocketdiffusion_export.targets.coreml_chunks import halves  # noqa: E402
+from pocketdiffusion_export.targets.coreml_ops import Translation, kind_of  # noqa: E402
 
 PACKAGES = {
     "judge_image": "JudgeImage",
@@ -49,6 +51,10 @@ PACKAGES = {
     "vae_encoder": "VAEEncoder",
 }
 """Component -> Apple's name of its package. The safety checker has another: Apple's takes and gives other things."""
+CHUNKED = "unet"
+"""The component that can be written in two."""
+HANDED = "state_"
+"""Begins the names of what the first chunk hands on."""
 TOKENIZER_FILES = ("merges.txt", "vocab.json")
 """Apple's tools read them from the bundle's root."""
 SYSTEM = ct.target.iOS16
@@ -72,9 +78,12 @@ _AS_TRACED: Shapes = {}
 _NONE: Mapping[str, Shapes] = {}
 
 
+@dataclass(frozen=True)
 class CoreMLTarget:
     """Writes ML programs."""
 
+    chunks: bool = False
+    """Write the denoiser in two."""
     format = "coreml"
     static = True
     graph = ".mlpackage"
@@ -84,24 +93,29 @@ class CoreMLTarget:
         """A component's package, in the bundle's root. Raises ExportError for one that Apple's tools don't know."""
         if component not in PACKAGES:
             raise ExportError(f"{component} has no place in a Core ML bundle; known: {', '.join(PACKAGES)}")
-        return f"{PACKAGES[component]}{self.graph}"
+        chunk = apple.FIRST_CHUNK if self.chunks and component == CHUNKED else ""
+        return f"{PACKAGES[component]}{chunk}{self.graph}"
 
     def save(
         self, model: onnx.ModelProto, file: Path, shapes: Shapes = _AS_TRACED, others: Mapping[str, Shapes] = _NONE
     ) -> None:
-        """Translate the model and write the package; the same model gives the same bytes.
+        """Translate the model and write the package, or both where `file` is a first chunk.
 
-        `shapes` fixes every axis. Raises ExportError for free axes, for `others`, and for a graph that Core ML can't
-        hold, and on a full disk.
+        The same model gives the same bytes. `shapes` fixes every axis. Raises ExportError for free axes, for `others`,
+        for a graph that Core ML can't hold, and on a full disk.
         """
         if others:
             raise ExportError("a Core ML package holds one image size; give one --size")
-        inputs, outputs = _apple_specs(model, shapes)
-        program = _program(model, inputs, outputs, half=_computes_half(model))
-        try:
-            _write(program, file)
-        except (OSError, RuntimeError) as error:
-            raise ExportError(f"writing {file.name} failed ({error}); is the disk full? Nothing was written") from None
+        border = _Border(*_apple_specs(model, shapes), _names_of(model))
+        half, places = _computes_half(model), apple.chunks(file)
+        for part, place in zip([model] if len(places) == 1 else halves(model), places, strict=True):
+            program = _program(part, border, half=half)
+            try:
+                _write(program, place)
+            except (OSError, RuntimeError) as error:
+                raise ExportError(
+                    f"writing {place.name} failed ({error}); is the disk full? Nothing was written"
+                ) from None
 
     def describe(
         self, model: onnx.ModelProto, shapes: Shapes = _AS_TRACED
@@ -141,7 +155,7 @@ def _apple_specs(model: onnx.ModelProto, shapes: Shapes) -> tuple[dict[str, Tens
             )
     ours = [value.name for value in model.graph.input]
     rows = next(whole[name][0] for name in ours if whole[name])
-    names = _apple_names(ours, [value.name for value in model.graph.output])
+    names = _names_of(model)
     specs = {name: TensorSpec("float32", _apple_shape(name, whole[name], rows)) for name in whole}
     inputs = {names.get(name, name): specs[name] for name in ours}
     outputs = {names.get(value.name, value.name): specs[value.name] for value in model.graph.output}
@@ -154,8 +168,9 @@ def _apple_shape(name: str, shape: tuple[int | str, ...], rows: int | str) -> tu
     return shape or (rows,)  # the timestep, one for each row
 
 
-def _apple_names(inputs: list[str], outputs: list[str]) -> dict[str, str]:
+def _names_of(model: onnx.ModelProto) -> dict[str, str]:
     """Our name -> Apple's, of one graph's inputs and outputs."""
+    inputs, outputs = ([value.name for value in side] for side in (model.graph.input, model.graph.output))
     if "timestep" in inputs:
         table = apple.UNET
     elif "input_ids" in inputs:
@@ -173,29 +188,55 @@ def _copies(outputs: Mapping[str, Any]) -> dict[str, str]:
     return {apple.PENULTIMATE: layers[-2], apple.POOLED: pooled} if layers else {}
 
 
-def _program(model: onnx.ModelProto, inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, half: bool) -> Program:
-    """The graph between Apple's inputs and outputs."""
-    program, names = Program(), _apple_names([v.name for v in model.graph.input], [v.name for v in model.graph.output])
-    placeholders = {name: mb.placeholder(shape=spec.shape, dtype=types.fp32) for name, spec in inputs.items()}
-    with Function(placeholders, opset_version=SYSTEM) as function:
-        given = {v.name: _entered(v.name, function.inputs[names.get(v.name, v.name)]) for v in model.graph.input}
-        found = Translation(model, given, half=half).run()
-        made = {names.get(name, name): value for name, value in found.items()}
+@dataclass
+class _Border:
+    """What a graph takes and gives by Apple's names, and what its chunks hand on, which grows as they are made."""
+
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+    names: dict[str, str]
+    """Our name -> Apple's, where they differ."""
+    halved: frozenset[str] = frozenset()
+    """What is handed on as float32 and was float16."""
+
+    def theirs(self, names: Iterable[str]) -> dict[str, str]:
+        """Our name -> Apple's."""
+        return {name: self.names.get(name, name) for name in names}
+
+    def entered(self, name: str, value: Any) -> Any:
+        """An input in the layout and type of the graph. Rows of one call share their timestep."""
+        if name == apple.IDS:
+            return mb.cast(x=value, dtype="int32")
+        if name == apple.TIMESTEP and value.shape[0] > 1:
+            return mb.slice_by_index(x=value, begin=[0], end=[1])
+        if name == apple.STATES:
+            return mb.transpose(x=mb.squeeze(x=value, axes=[2]), perm=[0, 2, 1])
+        return mb.cast(x=value, dtype="fp16") if name in self.halved else value
+
+    def left(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Results by Apple's names, float32. What is handed on gets names that Core ML can have."""
+        whole = self.outputs.keys() & self.theirs(found).values()
+        if not whole:
+            self.names |= {name: f"{HANDED}{number}" for number, name in enumerate(found)}
+            self.halved = frozenset(name for name, value in found.items() if kind_of(value) == "fp16")
+        made = {self.names.get(name, name): mb.cast(x=value, dtype="fp32") for name, value in found.items()}
+        if not whole:
+            self.inputs |= {name: TensorSpec("float32", tuple(value.shape)) for name, value in made.items()}
+            return made
         made |= {name: made[ours] for name, ours in _copies(made).items()}
-        function.set_outputs([mb.identity(x=made[name], name=name) for name in outputs])
+        return {name: made[name] for name in self.outputs}
+
+
+def _program(model: onnx.ModelProto, border: _Border, *, half: bool) -> Program:
+    """The graph, or a chunk of it, between inputs and outputs of Apple's."""
+    program, given = Program(), border.theirs(value.name for value in model.graph.input)
+    placeholders = {name: mb.placeholder(shape=border.inputs[name].shape, dtype=types.fp32) for name in given.values()}
+    with Function(placeholders, opset_version=SYSTEM) as function:
+        entered = {ours: border.entered(ours, function.inputs[theirs]) for ours, theirs in given.items()}
+        made = border.left(Translation(model, entered, half=half).run())
+        function.set_outputs([mb.identity(x=value, name=name) for name, value in made.items()])
     program.add_function("main", function)
     return program
-
-
-def _entered(name: str, value: Any) -> Any:
-    """An input in the layout of the graph. Rows of one call share their timestep."""
-    if name == apple.IDS:
-        return mb.cast(x=value, dtype="int32")
-    if name == apple.TIMESTEP and value.shape[0] > 1:
-        return mb.slice_by_index(x=value, begin=[0], end=[1])
-    if name == apple.STATES:
-        return mb.transpose(x=mb.squeeze(x=value, axes=[2]), perm=[0, 2, 1])
-    return value
 
 
 def _write(program: Program, file: Path) -> None:

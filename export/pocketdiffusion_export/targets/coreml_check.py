@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pocketdiffusion.backends.apple import translated
+from pocketdiffusion.backends.apple import chained, chunks, translated
 from pocketdiffusion.backends.coreml import package_description
 from pocketdiffusion.backends.session import EngineSession
 from pocketdiffusion.bundle.manifest import ComponentEntry
@@ -23,20 +23,22 @@ SPECIFICATION = 7
 
 def open_package(graph: Path) -> EngineSession:
     """A package as a session that computes in torch, with the names and rows that the runtime gives it."""
-    program = Program(graph)
-    inputs, outputs, precision = package_description(program.spec)
-    inputs, outputs, execute = translated(inputs, outputs, program.run)
+    programs = [Program(place) for place in chunks(graph)]
+    found = [(*package_description(program.spec), program.run) for program in programs]
+    inputs, outputs, precision, execute = chained(found)
+    inputs, outputs, execute = translated(inputs, outputs, execute)
     return EngineSession(graph, inputs=inputs, outputs=outputs, device="torch", precision=precision, execute=execute)
 
 
 def check_form(graph: Path, entry: ComponentEntry) -> None:
-    """Raise ExportError unless the package holds an ML program of the right version, inputs and outputs."""
-    program = Program(graph)
-    kind, version = program.spec.WhichOneof("Type"), program.spec.specificationVersion
-    if (kind, version) != ("mlProgram", SPECIFICATION):
-        raise ExportError(
-            f"{graph.name} is a {kind} of version {version}, it should be an mlProgram of {SPECIFICATION}"
-        )
+    """Raise ExportError unless a package, and its second chunk, hold ML programs of the right version and form."""
+    for place in chunks(graph):
+        spec = Program(place).spec
+        kind, version = spec.WhichOneof("Type"), spec.specificationVersion
+        if (kind, version) != ("mlProgram", SPECIFICATION):
+            raise ExportError(
+                f"{place.name} is a {kind} of version {version}, it should be an mlProgram of {SPECIFICATION}"
+            )
     session = open_package(graph)
     if (dict(session.inputs), dict(session.outputs)) != (dict(entry.inputs), dict(entry.outputs)):
         raise ExportError(f"{graph.name} takes or gives something else than the manifest says")
@@ -46,7 +48,8 @@ def compare_weights(graph: Path, source: Mapping[str, AnyArray]) -> dict[str, fl
     """Weight -> SQNR in dB. Raises ExportError for a weight of the program that is none of the source's."""
     names = {_identifier(name): name for name in source}
     found = {}
-    for stored, values in Program(graph).weights():
+    weights = (weight for place in chunks(graph) for weight in Program(place).weights())
+    for stored, values in weights:
         turned = stored.endswith(LINEAR)
         name = names.get(stored.removesuffix(LINEAR) if turned else stored)
         if name is None:

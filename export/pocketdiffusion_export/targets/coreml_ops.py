@@ -63,11 +63,11 @@ class Translation:
         self._scalars = {value.name for value in model.graph.input if not value.type.tensor_type.shape.dim}
 
     def run(self) -> dict[str, Any]:
-        """Output name -> variable, float32. Raises ExportError for an operator that is not known."""
+        """Output name -> variable. Raises ExportError for an operator that is not known."""
         for node in self._graph.node:
             if node.output[0] not in self._values:
                 self._values[node.output[0]] = self._node(node)
-        return {value.name: mb.cast(x=self._values[value.name], dtype="fp32") for value in self._graph.output}
+        return {value.name: self._values[value.name] for value in self._graph.output}
 
     def _node(self, node: onnx.NodeProto) -> Any:
         given: list[Any] = [self._value(name) if name else None for name in node.input]
@@ -137,7 +137,7 @@ class Translation:
     def layer(self, value: Any, *, transposed: bool = False) -> Any:
         """A value in the type that layers compute in; a weight is made once, under its name."""
         if not isinstance(value, np.ndarray | Weight):
-            return value if _kind(value) == self.kind else mb.cast(x=value, dtype=self.kind)
+            return value if kind_of(value) == self.kind else mb.cast(x=value, dtype=self.kind)
         key = (id(value), transposed)
         if key not in self._made:
             self._made[key] = self._weight(value, transposed)
@@ -151,19 +151,20 @@ class Translation:
 
     def _alike(self, given: Sequence[Any]) -> list[Any]:
         """Values of one type: that of the variables, or of layers where these differ."""
-        found = {_kind(value) for value in given if not isinstance(value, np.ndarray)}
+        found = {kind_of(value) for value in given if not isinstance(value, np.ndarray)}
         kind = found.pop() if len(found) == 1 else self.kind
         return [
             self.constant(value, kind)
             if isinstance(value, np.ndarray)
             else value
-            if _kind(value) == kind
+            if kind_of(value) == kind
             else mb.cast(x=value, dtype=kind)
             for value in given
         ]
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """The type of a variable: "fp16", "fp32", "int32" or "bool"."""
     return str(types.builtin_to_string(value.dtype))
 
 
@@ -298,7 +299,7 @@ def _clip(at: Translation, given: Sequence[Any], facts: Mapping[str, Any]) -> An
     x = given[0]
     for bound, limit in zip(given[1:], (mb.maximum, mb.minimum), strict=False):
         if bound is not None:
-            x = limit(x=x, y=at.constant(bound, _kind(x)))
+            x = limit(x=x, y=at.constant(bound, kind_of(x)))
     return x
 
 
@@ -306,8 +307,8 @@ def _cast(at: Translation, given: Sequence[Any], facts: Mapping[str, Any]) -> An
     """Floating numbers stay in the type they have: that is this program's choice and not the source's."""
     kind = KINDS.get(facts["to"])
     if kind is None:
-        return given[0] if _kind(given[0]).startswith("fp") else mb.cast(x=given[0], dtype="fp32")
-    return given[0] if _kind(given[0]) == kind else mb.cast(x=given[0], dtype=kind)
+        return given[0] if kind_of(given[0]).startswith("fp") else mb.cast(x=given[0], dtype="fp32")
+    return given[0] if kind_of(given[0]) == kind else mb.cast(x=given[0], dtype=kind)
 
 
 def _equal(at: Translation, given: Sequence[Any], facts: Mapping[str, Any]) -> Any:

@@ -37,8 +37,8 @@ def cut_file(file: Path, limit: int) -> tuple[GraphPart, ...]:
     them in a file beside it, for all to read.
     """
     model = onnx.load(file, load_external_data=False)
-    types = _Types(model.graph)
-    pieces = cut(_flow(model.graph, types), limit)
+    types = Types(model.graph)
+    pieces = cut(flow_of(model.graph, types), limit)
     if len(pieces) < 2:
         return ()
     if not any(_outside(tensor) for tensor in model.graph.initializer):
@@ -48,7 +48,7 @@ def cut_file(file: Path, limit: int) -> tuple[GraphPart, ...]:
 
 
 @dataclass
-class _Types:
+class Types:
     """Types and shapes of all tensors: as far as the graph tells them, and with lengths for free axes."""
 
     declared: Values
@@ -98,7 +98,8 @@ def _inferred(graph: onnx.GraphProto, lengths: Mapping[str, int]) -> Values:
     return {value.name: value for value in values}
 
 
-def _flow(graph: onnx.GraphProto, types: _Types) -> Flow:
+def flow_of(graph: onnx.GraphProto, types: Types) -> Flow:
+    """What of a graph counts for cutting it. Its weights may be outside of it, but for small ones."""
     makers = {name: node for node in graph.node for name in node.output}
     quantized = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
     small = {tensor.name for tensor in graph.initializer}
@@ -155,23 +156,29 @@ def _stored(tensor: onnx.TensorProto) -> int:
     return int(places["length"]) if places else int(tensor.ByteSize())
 
 
-def _write(model: onnx.ModelProto, types: _Types, piece: Piece, file: Path, number: int) -> GraphPart:
-    graph, place = model.graph, file.with_name(f"{file.stem}_part{number}{file.suffix}")
+def part_of(model: onnx.ModelProto, types: Types, piece: Piece) -> onnx.ModelProto:
+    """A piece of a graph as a model, with its weights."""
+    graph = model.graph
     nodes = [graph.node[index] for index in piece.ops]
     used = {name for node in nodes for name in node.input}
     inputs, outputs = ([types.declared[name] for name in names] for names in (piece.inputs, piece.outputs))
     constants = [tensor for tensor in graph.initializer if tensor.name in used]
-    made = onnx.helper.make_model(
+    return onnx.helper.make_model(
         onnx.helper.make_graph(nodes, graph.name, inputs, outputs, constants),
         opset_imports=list(model.opset_import),
         producer_name=model.producer_name,
         ir_version=model.ir_version,
     )
+
+
+def _write(model: onnx.ModelProto, types: Types, piece: Piece, file: Path, number: int) -> GraphPart:
+    place = file.with_name(f"{file.stem}_part{number}{file.suffix}")
+    made = part_of(model, types, piece)
     place.write_bytes(made.SerializeToString(deterministic=True))
     onnx.checker.check_model(place)
     return GraphPart(
         graph=f"{file.parent.name}/{place.name}",
-        inputs={value.name: describe_value(value) for value in inputs},
-        outputs={value.name: describe_value(value) for value in outputs},
+        inputs={value.name: describe_value(value) for value in made.graph.input},
+        outputs={value.name: describe_value(value) for value in made.graph.output},
         weight_bytes=piece.weight_bytes,
     )

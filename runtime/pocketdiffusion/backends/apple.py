@@ -2,12 +2,14 @@
 
 Such graphs have a fixed number of rows (images): more are run in turn, missing ones are filled up with copies of the
 last. Text states are (rows, width, 1, tokens) there and (rows, tokens, width) here; the timestep is one number here and
-one for each row there. Apple's names: `noise_pred`; `z` -> `image`; `x` -> `latent`; `pooled_outputs`, `hidden_embeds`.
+one for each row there. A UNet may be two models. Apple's names: `noise_pred`; `z` -> `image`; `x` -> `latent`;
+`pooled_outputs`, `hidden_embeds`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +29,8 @@ STATES, TIMESTEP, IDS, POOLED, PENULTIMATE = (
     "pooled_outputs",
     "hidden_embeds",
 )
+FIRST_CHUNK, SECOND_CHUNK = "Chunk1", "Chunk2"
+"""End the names of the two models that a UNet may be made of."""
 LAYER, OUR_LAYER = "hidden_states_", "hidden_states."
 """States after a layer, in exports of this project beside Apple's; a Core ML name holds no dot."""
 OWN: tuple[tuple[set[str], set[str]], ...] = (
@@ -38,6 +42,36 @@ OWN: tuple[tuple[set[str], set[str]], ...] = (
 as the others' are."""
 OUR_POOLED = ("text_embeds", "pooler_output")
 """With and without a projection."""
+
+
+Model = tuple[Specs, Specs, str, Execute]
+"""Inputs, outputs, precision, and what computes the ones from the others."""
+
+
+def chunks(graph: Path) -> tuple[Path, ...]:
+    """The models that a graph is made of, of which the first names it."""
+    if not graph.stem.endswith(FIRST_CHUNK):
+        return (graph,)
+    return graph, graph.with_name(f"{graph.stem.removesuffix(FIRST_CHUNK)}{SECOND_CHUNK}{graph.suffix}")
+
+
+def chained(models: Sequence[Model]) -> Model:
+    """Models that run one after another as one: each takes inputs of the whole and what those before it gave."""
+    inputs: dict[str, TensorSpec] = {}
+    made: set[str] = set()
+    for given, outputs, _, _ in models:
+        inputs |= {name: spec for name, spec in given.items() if name not in made}
+        made |= outputs.keys()
+
+    def run(feeds: Feeds) -> Feeds:
+        known, found = dict(feeds), Feeds()
+        for given, _, _, execute in models:
+            found = execute({name: known[name] for name in given})
+            known |= found
+        return found
+
+    precision = next((precision for _, _, precision, _ in models if precision != "float32"), "float32")
+    return inputs, models[-1][1], precision, run
 
 
 def renamed(inputs: Specs, outputs: Specs) -> dict[str, str] | None:

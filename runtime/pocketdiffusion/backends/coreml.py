@@ -1,9 +1,9 @@
 """Core ML, by coremltools: opens compiled models (.mlmodelc), packages (.mlpackage) and .mlmodel files, on macOS only.
 
 A compiled model opens at once; a package is compiled by the system at each opening. A compiled model is described by
-its `metadata.json`, a package by its protobuf; Apple's names and layouts become ours (`apple.py`). Limits: multi-array
-inputs and outputs only; Core ML decides for each layer which of the allowed units runs it, and does not tell; no
-thread count.
+its `metadata.json`, a package by its protobuf; Apple's names and layouts become ours (`apple.py`). `UnetChunk1` stands
+for the UNet that goes on in `UnetChunk2` beside it. Limits: multi-array inputs and outputs only; Core ML decides for
+each layer which of the allowed units runs it, and does not tell; no thread count.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pocketdiffusion import _telemetry
-from pocketdiffusion.backends.apple import translated
+from pocketdiffusion.backends.apple import Model, chained, chunks, translated
 from pocketdiffusion.backends.base import SessionOptions
 from pocketdiffusion.backends.session import EngineSession, Execute, label, reason, require_device
 from pocketdiffusion.errors import BackendUnavailable, GraphFailed
@@ -67,17 +67,12 @@ class CoreMLBackend:
         ct = _engine()
         units = ct.ComputeUnit[COMPUTE_UNITS[device]]
         try:
-            if graph.suffix == ".mlmodelc":
-                inputs, outputs, precision = compiled_description(graph)
-                model = ct.models.CompiledMLModel(str(graph), units)
-            else:
-                model = ct.models.MLModel(str(graph), compute_units=units)
-                inputs, outputs, precision = package_description(model.get_spec())
+            inputs, outputs, precision, execute = chained([_load(ct, place, units) for place in chunks(graph)])
         except Exception as error:  # coremltools raises bare Exception and RuntimeError
             raise GraphFailed(f"{label(graph)} could not be opened on coreml:{device}: {reason(error)}") from error
         if options.precision not in ("float32", precision):  # float32, the default, takes any model
             raise GraphFailed(f"{label(graph)}: asked for {options.precision}, the model is compiled for {precision}")
-        inputs, outputs, execute = translated(inputs, outputs, _executor(model, outputs))
+        inputs, outputs, execute = translated(inputs, outputs, execute)
         return EngineSession(
             graph,
             inputs=inputs,
@@ -145,6 +140,16 @@ def _engine() -> Any:
             f"coremltools could not be imported ({reason(error)}); pip install 'pocketdiffusion[coreml]'"
         ) from error
     return coremltools
+
+
+def _load(ct: Any, place: Path, units: Any) -> Model:
+    if place.suffix == ".mlmodelc":
+        inputs, outputs, precision = compiled_description(place)
+        model = ct.models.CompiledMLModel(str(place), units)
+    else:
+        model = ct.models.MLModel(str(place), compute_units=units)
+        inputs, outputs, precision = package_description(model.get_spec())
+    return inputs, outputs, precision, _executor(model, outputs)
 
 
 def _executor(model: Any, outputs: Mapping[str, TensorSpec]) -> Execute:
