@@ -169,3 +169,25 @@ def test_compact_weights_of_the_embedded_denoiser_give_the_same_answer(name):
         found.append(session.run(feeds)["out_sample"])
         session.close()
     assert sqnr(*found) > 60
+
+
+@pytest.mark.parametrize(("kind", "folded"), [("row", False), ("one", False), ("half", False), ("column", True)])
+def test_tables_stay_as_they_are_stored_unless_their_columns_have_scales(openvino, kind, folded):
+    import openvino as engine
+    from openvino import opset13
+
+    rng, shapes = np.random.default_rng(0), {"row": (300, 1), "one": (), "column": (16,)}
+    table = rng.integers(-128, 128, (300, 16)).astype(np.float16 if kind == "half" else np.int8)
+    scale = rng.random(shapes.get(kind, ())).astype(np.float32)
+    ids = opset13.parameter([1, 7], np.int64, name="ids")
+    source = opset13.convert(opset13.constant(table), "f32")
+    if kind != "half":
+        source = opset13.multiply(source, opset13.constant(scale))
+    model = engine.Model([opset13.gather(source, ids, opset13.constant(np.int64(0)))], [ids], "m")
+    module._fold_tables(model)
+    (gather,) = [node for node in model.get_ops() if node.get_type_name() == "Gather"]
+    assert (gather.input_value(0).get_node().get_type_name() == "Constant") == folded
+    rows = rng.integers(0, 300, (1, 7))
+    (found,) = module.shared_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([rows]).values()
+    factor = np.float32(1) if kind == "half" else scale
+    np.testing.assert_allclose(found, (table.astype(np.float32) * factor)[rows], rtol=1e-6)
