@@ -130,7 +130,7 @@ class Job:
         """Whether it did what was asked; `status` and `error` say if not."""
         self.configuration |= events.configuration
         limit = self.case.memory_limit
-        if limit is not None and (ended.killed or _ran_out(ended)):
+        if limit is not None and ended.code and (ended.killed or _ran_out(ended)):  # not one whose child was killed
             self.status = KILLED
             self.error = f"killed by its memory limit of {limit / 1e6:,.0f} MB; it was at: {events.place}"
         elif ended.timed_out:
@@ -251,8 +251,4 @@ def to_run(ended: Ended, events: Events) -> Run:
 def _ran_out(ended: Ended) -> bool:
     """Whether a process whose limit refuses memory, and kills nothing, failed for lack of it."""
     words = ("memory", "bad_alloc", "bad allocation", "alloc")
-    return (
-        ended.note is not None
-        and ended.code != 0
-        and (ended.code < 0 or any(word in ended.message.lower() for word in words))
-    )
+    return ended.note is not None and (ended.code < 0 or any(word in ended.message.lower() for word in words))

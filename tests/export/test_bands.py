@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from dataclasses import replace
@@ -22,7 +21,8 @@ from pocketdiffusion.bundle import Bundle  # noqa: E402
 from pocketdiffusion.bundle.models import find_bundle  # noqa: E402
 from pocketdiffusion.component import Component  # noqa: E402
 from pocketdiffusion.timing import Timings  # noqa: E402
-from pocketdiffusion.tuning.store import Store  # noqa: E402
+from pocketdiffusion.tuning.footprint import Subject  # noqa: E402
+from pocketdiffusion.tuning.trial import measure  # noqa: E402
 from pocketdiffusion_export import bands  # noqa: E402
 from pocketdiffusion_export.errors import ExportError  # noqa: E402
 from pocketdiffusion_export.export import Made, export  # noqa: E402
@@ -96,16 +96,17 @@ def test_an_exported_bundle_decodes_in_bands(made: Made) -> None:
         np.testing.assert_allclose(result.images, pipe("red apple", **given).images, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's memory")
 @pytest.mark.parametrize("engine", ENGINES)
-def test_bands_are_measured_and_planned(made: Made, engine: str, tmp_path: Path) -> None:
-    pipe = Pipeline.from_pretrained(made.destination, device=engine, threads=1, vae_bands=8, memory_limit="8GB")
-    found = pipe.stream("red apple", width=40, height=24).memory_plan
-    assert found is not None and found.strategy.bands == 8
-    known = [json.loads(file.read_bytes()) for file in Store("footprints").files()]
-    (banded,) = [found for found in known if found["key"]["bands"] == 8]
-    assert banded["value"]["footprint"]["memory"]["running"] > 0
+def test_bands_are_measured_in_a_child(embedded: Bundle, engine: str) -> None:
+    entry, options = embedded.manifest.components["vae_decoder"], SessionOptions(threads=1, identity="digest")
+    shapes = {"latent_sample": (1, embedded.manifest.numbers.latent_channels, 12, 12)}
+    graph = embedded.path / entry.graph
+    subject = Subject("vae_decoder", graph, entry, "digest", engine, "cpu", options, shapes, bands=8)
+    found = measure(subject)
+    assert found.memory is not None and found.memory.running > 0
+    assert found.opening == 0 and found.precision == "float32"
+    assert (found.kept is None) == (engine == "onnxruntime")
 
 
 def test_what_can_have_no_bands_is_said_before_the_work(tmp_path: Path) -> None:

@@ -216,6 +216,15 @@ def test_a_killed_process_tells_where_it_died(do: Do) -> None:
 
 
 @pytest.mark.usefixtures("groups")
+def test_a_process_that_outlives_the_kill_of_its_child_is_sound(do: Do) -> None:
+    """As one that measures graphs for a plan, some of which are too large."""
+    child = "import pathlib; pathlib.Path('/proc/self/oom_score_adj').write_text('1000'); full = b'x' * 200_000_000"
+    parent = f"import subprocess, sys\nassert subprocess.run([sys.executable, '-c', {child!r}]).returncode == -9\n"
+    record = do(parent, case=Case("m", memory_limit=100_000_000))
+    assert (record.status, record.error) == (OK, None)
+
+
+@pytest.mark.usefixtures("groups")
 def test_the_curve_finds_the_limit_of_a_process_of_known_size(
     do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
