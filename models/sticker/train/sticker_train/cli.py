@@ -129,12 +129,11 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _hand_over(args: argparse.Namespace) -> None:
-    from sticker_train.stages import few_steps, scheduler_of
+    from sticker_train.stages import few_steps, scheduler_of, second_order
 
     run = _run(args)
-    scheduler = scheduler_of(run)
-    if args.distilled:
-        scheduler = few_steps(scheduler)
+    trained_on = scheduler_of(run)
+    scheduler = few_steps(trained_on) if args.distilled else second_order(trained_on)
     parts = hand_over(run, args.to, scheduler, distilled=args.distilled)
     print(f"{', '.join(parts)} in {args.to}")
 

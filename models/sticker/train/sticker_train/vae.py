@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch.nn import functional
 
-from sticker_train.batches import Sampler, on_white
+from sticker_train.batches import WeightedSampler, on_white
 from sticker_train.pack import Pictures
 from sticker_train.shapes import Shape
 
@@ -28,7 +28,7 @@ class VaeTask:
 
     def __init__(self, pictures: Pictures, shape: Shape, seed: int, device: str) -> None:
         self.model = new_vae(shape, seed)
-        self._sampler, self._device = Sampler(pictures, seed, composed=COMPOSED), device
+        self._sampler, self._device = WeightedSampler(pictures, seed, composed=COMPOSED), device
 
     def loss(self, step: int, size: int) -> torch.Tensor:
         """Mean over the pixels, in [-1, 1]."""
@@ -50,7 +50,7 @@ class GrownTask:
         for name, weight in self.model.named_parameters():
             weight.requires_grad_(name not in finished)
         self._old = old.to(device).eval().requires_grad_(False)
-        self._sampler, self._device = Sampler(pictures, seed, composed=COMPOSED), device
+        self._sampler, self._device = WeightedSampler(pictures, seed, composed=COMPOSED), device
 
     def loss(self, step: int, size: int) -> torch.Tensor:
         """Of the decoder against the pictures, of the encoder against the old one's answer to shrunk pictures."""
@@ -129,7 +129,7 @@ class TinyTask:
         )
         self.model.encoder.requires_grad_(False)
         self._vae = vae.to(device).eval().requires_grad_(False)
-        self._sampler, self._device = Sampler(pictures, seed, composed=COMPOSED), device
+        self._sampler, self._device = WeightedSampler(pictures, seed, composed=COMPOSED), device
 
     def loss(self, step: int, size: int) -> torch.Tensor:
         """Mean over the pixels, in [-1, 1]."""
