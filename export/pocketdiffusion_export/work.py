@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pocketdiffusion.bundle.manifest import ComponentEntry, SizedGraph
+from pocketdiffusion.golden import sqnr_db
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion_export import read_back, verify
 from pocketdiffusion_export.bands import DECODER, add_bands
@@ -33,6 +34,8 @@ MAX_SAMPLES = 64
 MAX_SAMPLE_VALUES = 1 << 20
 """Numbers in them all; a large component gets fewer samples, but no fewer than `MIN_SAMPLES`."""
 MIN_SAMPLES = 3
+HALF_DB = 65.0
+"""What a golden output must keep in float16 to be held so."""
 MAX_BYTES_ON_ALL = 2 << 30
 """Larger components are verified on the main engine only: OpenVINO maps an ONNX file beside its own copy of it."""
 
@@ -172,10 +175,11 @@ class Work:
             draft.notes.append(note)
 
     def _keep_golden(self, name: str, graph: _Graph) -> None:
-        middle = len(graph.samples) // 2
-        for side, arrays in (("in", graph.samples[middle]), ("out", graph.expected[middle])):
-            for key, array in arrays.items():
-                self.golden[f"{name}/{side}/{key}"] = np.array(array, order="C")
+        middle, exact = len(graph.samples) // 2, self.plan.recipe.method is None
+        for key, array in graph.samples[middle].items():
+            self.golden[f"{name}/in/{key}"] = np.array(array, order="C")
+        for key, array in graph.expected[middle].items():
+            self.golden[f"{name}/out/{key}"] = np.array(array if exact else _halved(array), order="C")
 
 
 def _label(name: str, graph: _Graph) -> str:
@@ -190,6 +194,13 @@ def miss(plan: ExportPlan, say: Say, what: str, figure: str, found: float, deman
             f"{text}; nothing was written. Try another recipe, or --accept-error to write it nevertheless"
         )
     say(f"accepted: {text}")
+
+
+def _halved(array: AnyArray) -> AnyArray:
+    """In float16, where that is nearer to the array than quantized weights come: half the golden file."""
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.isfinite(half).all() and sqnr_db(array, half) > HALF_DB else array
 
 
 def _spread(samples: Sequence[Feeds]) -> list[Feeds]:

@@ -127,6 +127,7 @@ def test_tune_measures_in_turns_and_remembers(sticker: Bundle) -> None:
         "judge_image": OPENVINO,
         "judge_text": OPENVINO,
         "text_encoder": OPENVINO,
+        "tiny_vae_decoder": OPENVINO,
         "unet": OPENVINO,
         "vae_decoder": BFLOAT16,
         "vae_encoder": BFLOAT16,
