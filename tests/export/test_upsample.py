@@ -106,7 +106,7 @@ def test_exports_are_folded_unless_pieces_are_cut_at_a_resize(tmp_path: Path, pr
 
     from . import family_sources as sources
 
-    wide = sources.vae(block_out_channels=(16, 128))
+    wide = sources.vae(block_out_channels=(16, 256))
     sources.sd(tmp_path / "source", diffusers.StableDiffusionPipeline, vae=wide)
     (made,) = export(
         make_plan(tmp_path / "source", tmp_path / "made", preset=preset, banded_vae=banded), lambda line: None
