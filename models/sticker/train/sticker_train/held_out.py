@@ -30,7 +30,7 @@ def caption_list(rows: Sequence[Row], count: int) -> list[str]:
 def write_evaluation(pictures: Pictures, folder: Path, count: int) -> int:
     """Write captions.txt and the held-out pictures as real/LINE-KEY.png; returns how many.
 
-    Also combinations.txt with combinations/LINE.png, and training.npy: small pictures of all that is trained on,
+    Also combinations.txt with combinations/LINE-pasted.png, and training.npy: small pictures of all that is trained on,
     uint8 (n, 32, 32, 3), in which a generated one is looked for.
     """
     captions = caption_list(pictures.rows, count)
@@ -48,7 +48,7 @@ def write_evaluation(pictures: Pictures, folder: Path, count: int) -> int:
     made = combinations(trained, COMBINATIONS)
     _write_lines(folder / "combinations.txt", [text for _, text in made])
     for line, (pixels, _) in enumerate(made, 1):
-        _save(pixels, folder / "combinations" / f"{line:04d}.png")
+        _save(pixels, folder / "combinations" / f"{line:04d}-pasted.png")
     return written
 
 
