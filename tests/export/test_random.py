@@ -129,6 +129,7 @@ def test_random_weights_do_not_carry_a_presets_origin_and_terms() -> None:
     assert plan.numbers.width == 512
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Diffusers' own
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_scheduler_takes_its_settings(name: str) -> None:
     settings = dict(ARCHITECTURES[name].scheduler)

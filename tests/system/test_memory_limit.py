@@ -18,8 +18,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's memory"),
 ]
 
-SMALL = 128_000_000
-"""Bytes that are enough for the embedded model."""
+SMALL = 150_000_000
+"""Bytes that are enough for the embedded model, whatever its environment imports."""
 AGREEMENT = 0.35
 """How far predicted and measured peaks may be apart; here they differ by some percent."""
 

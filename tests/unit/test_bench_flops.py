@@ -150,14 +150,15 @@ def test_a_graph_for_each_size(tiny_bundle):
 
 
 def test_shapes_of_every_component(sticker):
-    shapes = {name: input_shapes(sticker, name, width=128, height=64, rows=2) for name in sticker.manifest.components}
+    shapes = {name: input_shapes(sticker, name, width=256, height=128, rows=2) for name in sticker.manifest.components}
     assert shapes == {
         "judge_image": {"pixel_values": (2, 3, 64, 64)},
         "judge_text": {"input_ids": (2, 24)},
         "text_encoder": {"input_ids": (2, 24)},
+        "tiny_vae_decoder": {"latent_sample": (2, 4, 16, 32)},
         "unet": {"sample": (2, 4, 16, 32), "timestep": (), "encoder_hidden_states": (2, 24, 160)},
         "vae_decoder": {"latent_sample": (2, 4, 16, 32)},
-        "vae_encoder": {"sample": (2, 3, 64, 128)},
+        "vae_encoder": {"sample": (2, 3, 128, 256)},
     }
     feeds = random_feeds(sticker.manifest.components["unet"].inputs, shapes["unet"])
     assert {name: array.shape for name, array in feeds.items()} == shapes["unet"]
@@ -168,7 +169,7 @@ def test_shapes_of_every_component(sticker):
 
 @pytest.mark.parametrize(
     ("component", "width", "message"),
-    [("net", 64, "no component 'net', it has: .*text_encoder, unet"), ("unet", 72, "must be multiples of 16")],
+    [("net", 64, "no component 'net', it has: .*text_encoder, .*unet"), ("unet", 72, "must be multiples of 32")],
 )
 def test_shapes_that_are_not_possible(sticker, component, width, message):
     with pytest.raises(PocketDiffusionError, match=message):
