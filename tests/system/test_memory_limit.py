@@ -18,8 +18,11 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's memory"),
 ]
 
-SMALL = 150_000_000
-"""Bytes that are enough for the embedded model, whatever its environment imports."""
+SMALL = 128_000_000
+"""Bytes that are enough for the embedded model."""
+RESIDENT = 150_000_000
+"""What a plan is allowed, which counts the engine's code as far as it is resident: of the same versions 27 MB in one
+environment and 43 in another. A control group does not, since the system takes such pages back."""
 AGREEMENT = 0.35
 """How far predicted and measured peaks may be apart; here they differ by some percent."""
 
@@ -75,13 +78,13 @@ def test_the_embedded_model_draws_within_a_hard_limit(group: Group, tmp_path: Pa
     """The first time, the limit is also that of the processes that measure: the system ends those that are too large,
     and a smaller way is found.
     """
-    limit = f"{SMALL // 10**6}MB"
+    limit = f"{RESIDENT // 10**6}MB"
     first = within(group, tmp_path, "--memory-limit", limit)
     assert first.returncode == 0 and Path(tmp_path, "a.png").is_file(), first.stderr
     assert "measuring unet on onnxruntime:cpu, float32, 2x" in first.stderr
     second = within(group, tmp_path, "--memory-limit", limit)
     assert second.returncode == 0 and "measuring" not in second.stderr
-    assert figures(second.stderr)[0] <= SMALL // 10**6
+    assert figures(second.stderr)[0] <= RESIDENT // 10**6
 
 
 def test_the_embedded_model_draws_within_a_hard_limit_without_a_plan(group: Group, tmp_path: Path) -> None:
