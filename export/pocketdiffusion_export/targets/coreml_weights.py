@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from coremltools.converters.mil.mil import Builder as mb
@@ -12,11 +12,11 @@ from coremltools.converters.mil.mil import Builder as mb
 from pocketdiffusion.tensors import AnyArray
 from pocketdiffusion_export.errors import ExportError
 
-if TYPE_CHECKING:
-    from pocketdiffusion_export.targets.coreml_ops import Translation
-
 LINEAR = "_linear"
 """Ends the name of a weight that is stored [out, in] and was [in, out]."""
+MASK = np.float32(-1e4)
+"""Stands in float16 for the lowest float32, which attention masks are made of; Apple's converter takes the same."""
+HALF_MAX = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +32,39 @@ class Weight:
     palette: AnyArray | None = None
     """Of indices: float32, 2**bits values."""
 
-    def make(self, at: Translation, *, transposed: bool = False) -> Any:
-        """The operations that hold it, in the type that layers compute in."""
+    def make(self, kind: str, *, transposed: bool = False) -> Any:
+        """The operations that hold it, in type `kind`: "fp16" or "fp32"."""
         name, stored = linear_name(self.name) if transposed else self.name, self.stored.T if transposed else self.stored
         if self.scale is not None:
             return mb.constexpr_affine_dequantize(
                 quantized_data=stored,
                 zero_point=np.int8(0),
-                scale=at.constant(self.scale, at.kind),
+                scale=constant(self.scale, kind),
                 axis=np.int32(1 - self.axis if transposed else self.axis),
                 name=name,
             )
         if self.palette is not None:
             return mb.constexpr_lut_to_dense(
                 indices=pack(stored.ravel(), len(self.palette).bit_length() - 1),
-                lut=at.constant(self.palette, at.kind),
+                lut=constant(self.palette, kind),
                 shape=np.array(stored.shape, np.uint32),
                 name=name,
             )
-        if at.kind == "fp16":
+        if kind == "fp16":
             return mb.const(val=stored, name=name)
         return mb.constexpr_cast(source_val=stored, output_dtype="fp32", name=name)
+
+
+def constant(array: AnyArray, kind: str) -> AnyArray:
+    """An array in a program's type; whole numbers are int32 there. Raises ExportError where float16 can't hold it."""
+    if array.dtype.kind in "iub":
+        return array.astype(bool) if array.dtype.kind == "b" else array.astype(np.int32)
+    if kind == "fp32":
+        return array.astype(np.float32, copy=False)
+    array = np.where(array < -1e30, MASK, array)
+    if array.size and np.abs(array).max() > HALF_MAX:
+        raise ExportError("a constant of the graph is too large for float16; export with --recipe fp32")
+    return array.astype(np.float16)
 
 
 def pack(codes: AnyArray, bits: int) -> AnyArray:
