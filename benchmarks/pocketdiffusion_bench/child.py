@@ -133,6 +133,7 @@ def configuration(pipe: Pipeline, case: Case, result: Result, plan: Plan | None)
         "schedule": schedule_name(made.schedule or "", SCHEDULES),
         "guidance": made.guidance_scale,
         "preset": case.preset or EXACT,
+        "left_out": {label: made.extra[label] for label in ("Computed steps", "Guidance hold") if label in made.extra},
         "decoder": next((short for short, name in DECODERS.items() if name in result.configuration), None),
         "bundle": pipe.bundle.digest,
         "pocketdiffusion": __version__,

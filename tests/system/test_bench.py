@@ -47,7 +47,15 @@ def test_a_record_tells_time_memory_and_what_was_used(measured: Record) -> None:
     assert measured.configuration["device"] == "onnxruntime:cpu"
     assert (measured.configuration["width"], measured.configuration["steps"]) == (64, 2)
     assert len(measured.configuration["bundle"]) == 64
+    assert measured.configuration["left_out"] == {}
     assert run.memory.rss is None or 50e6 < run.memory.rss < 2e9
+
+
+def test_a_record_of_a_preset_tells_what_the_picture_says_was_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "result.jsonl"
+    bench("sticker", *QUICK, "--images", "1", "--steps", "8", "--preset", "balanced", "--output", str(file))
+    (record,) = read([file])
+    assert record.configuration["left_out"] == {"Computed steps": "5", "Guidance hold": "0.7"}
 
 
 def test_stages_follow_on_each_other_from_the_processs_creation_to_its_end(measured: Record) -> None:

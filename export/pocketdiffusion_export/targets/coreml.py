@@ -1,6 +1,6 @@
 """Core ML: ML programs (.mlpackage) with the file names, inputs and outputs of Apple's ml-stable-diffusion.
 
-They are made of our ONNX graph (`coreml_translation.py`), so that one trace and one quantization serve every target. All sizes
+They are made of our ONNX graph (`coreml_translation.py`): one trace and one quantization serve all targets. All sizes
 are fixed: image, batch, text length. A program computes in float16, but for the recipe fp32, for the autoencoder, whose
 activations float16 often can't hold, and for the safety checker, whose scores decide in the third digit. It needs
 macOS 13 or iOS 16. The UNet can come in two programs, `UnetChunk1` and `UnetChunk2`. Limits: attention in its plain
