@@ -26,11 +26,11 @@ def recipe(target: float) -> Recipe:
     return Recipe("test", "int8", 20, 15, method="w8a8", min_elements=64, target_sqnr_db=target)
 
 
-def network() -> onnx.ModelProto:
-    """x [n, 4, 8, 8] -> Conv -> Relu -> Conv -> [n, 64, 16] -> q, k by one input -> q @ k^T, and a Gemm-free output."""
+def network(channels: int = 16) -> onnx.ModelProto:
+    """x [n, channels, 8, 8] -> Conv -> Relu -> Conv -> [n, 64, 16] -> q, k by one input -> q @ k^T; no Gemm."""
     rng = np.random.default_rng(0)
     arrays = {
-        "w1": rng.standard_normal((16, 4, 3, 3)) / 6,
+        "w1": rng.standard_normal((16, channels, 3, 3)) / 12,
         "b1": rng.standard_normal(16),
         "w2": rng.standard_normal((16, 16, 3, 3)) / 12,
         "b2": rng.standard_normal(16),
@@ -55,16 +55,16 @@ def network() -> onnx.ModelProto:
     graph = onnx.helper.make_graph(
         nodes,
         "test",
-        [value("x", onnx.TensorProto.FLOAT, ["n", 4, 8, 8])],
+        [value("x", onnx.TensorProto.FLOAT, ["n", channels, 8, 8])],
         [value("y", onnx.TensorProto.FLOAT, ["n", 64, 64])],
         tensors,
     )
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
 
 
-def samples(count: int = 6) -> list[dict[str, np.ndarray]]:
+def samples(count: int = 6, channels: int = 16) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(3)
-    return [{"x": rng.standard_normal((2, 4, 8, 8)).astype(np.float32)} for _ in range(count)]
+    return [{"x": rng.standard_normal((2, channels, 8, 8)).astype(np.float32)} for _ in range(count)]
 
 
 def run(model: onnx.ModelProto, engine: str, folder: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
@@ -105,6 +105,16 @@ def test_a_shared_input_is_quantized_once_and_attention_stays_float() -> None:
     assert types["c1_int32"] == onnx.TensorProto.INT32
 
 
+def test_the_first_layer_of_latents_stays_float() -> None:
+    """OpenVINO 2026.4 dropped such a layer's bias in SD 2.1's UNet: 18.8 dB left, where onnxruntime had 23.7."""
+    model = network(channels=4)
+    report = quantize(model, recipe(0), samples(channels=4))
+    assert report.quantized.keys() == {"w2", "wq", "wk"}
+    assert "x" not in report.ranges
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    assert list(first.input) == ["x", "w1", "b1"]
+
+
 def test_onnxruntime_builds_integer_kernels_of_it(tmp_path: Path) -> None:
     import onnxruntime
 
@@ -135,7 +145,7 @@ def test_of_a_group_that_disturbs_only_the_worst_layers_go_back(monkeypatch: pyt
     monkeypatch.setattr(w8a8, "GROUPS", 1)
     target = quantize(network(), recipe(0), samples()).notes["sqnr_db_all_quantized"] + 0.5
     report = quantize(network(), recipe(target), samples())
-    assert report.notes["sqnr_db_as_chosen"] >= target and report.kept_float.keys() == {"w1", "w2"}
+    assert report.notes["sqnr_db_as_chosen"] >= target and report.kept_float.keys() == {"w1"}
 
 
 def test_an_impossible_target_leaves_every_layer_float() -> None:
@@ -173,7 +183,7 @@ def test_a_range_holds_zero_and_clips_only_rare_outliers() -> None:
 
 
 def test_measured_ranges_see_all_samples(tmp_path: Path) -> None:
-    feeds = [{"x": np.full((1, 4, 8, 8), value, np.float32)} for value in (-2, 7)]
+    feeds = [{"x": np.full((1, 16, 8, 8), value, np.float32)} for value in (-2, 7)]
     (found,) = measure_ranges(network(), ["x"], feeds, tmp_path).values()
     assert found.low == pytest.approx(-2) and found.high == pytest.approx(7)
 

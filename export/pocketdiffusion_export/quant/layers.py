@@ -2,7 +2,9 @@
 
 Quantized are Conv (input and output: onnxruntime has no integer Conv with a float output) and MatMul by a weight
 (input only). Gemm stays float: diffusion models use it on one vector per image, where it takes no time. Attention's own
-products stay float, because quantized ones break the fused attention of OpenVINO, which costs more than it saves.
+products stay float, because quantized ones break the fused attention of OpenVINO, which costs more than it saves. So
+does a Conv of few channels, such as the first one of latents or of a picture: it is a thousandth of the work, what it
+loses is lost to the whole graph, and OpenVINO 2026.4 drops its bias where its result also meets a Concat.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ Pair = tuple[NDArray[np.int8], Array]
 """A weight's int8 codes and scales."""
 
 Codes = Mapping[str, Pair]
+
+MIN_CHANNELS = 16
+"""Of a Conv's input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +59,14 @@ Stand = Callable[[int, str, str, str], list[onnx.NodeProto]]
 
 
 def find_layers(graph: onnx.GraphProto, weights: Iterable[str]) -> list[Layer]:
-    """Conv and MatMul nodes with one of these weights and, if any, a constant bias."""
-    known, constants = set(weights), {tensor.name for tensor in graph.initializer}
+    """Conv nodes, not those of few channels, and MatMul nodes with one of these weights and a constant bias or none."""
+    known, shapes = set(weights), {tensor.name: tensor.dims for tensor in graph.initializer}
     found = []
     for node in graph.node:
         if node.op_type in ("Conv", "MatMul") and len(node.input) > 1 and node.input[1] in known:
             bias = node.input[2] if len(node.input) > 2 else None
-            if bias is None or bias in constants:
+            few = node.op_type == "Conv" and shapes[node.input[1]][1] < MIN_CHANNELS
+            if (bias is None or bias in shapes) and not few:
                 found.append(Layer(node.op_type, node.input[0], node.input[1], bias, node.output[0]))
     return found
 
