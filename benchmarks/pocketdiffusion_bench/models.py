@@ -27,6 +27,7 @@ from pocketdiffusion_bench.once import make_once
 
 RANDOM = "random:"
 EXPORT = "pocketdiffusion_export"
+TINY_VAE = f"{RANDOM}taesd"
 RECIPE = "fp32"
 """Of a source for which no other was asked."""
 STEPS, GUIDANCE = 25, 7.5
@@ -38,10 +39,12 @@ PRESETS = Path(__file__).resolve().parents[2] / "models"
 def provide(case: Case, target: str = "onnx") -> Path:
     """The bundle's folder that a case of ours runs. A source is exported with the case's recipe, once; minutes.
 
+    "random:NAME" gets a tiny decoder as well where the case asks for one.
     Raises BenchError when a bundle has another recipe than the case asks for, or when the export fails.
     """
     if is_source(case.model):
-        return _exported(case.model, case.recipe or RECIPE, target)
+        made = _exported(case.model, case.recipe or RECIPE, target)
+        return _with_tiny_decoder(made) if case.model.startswith(RANDOM) and case.decoder == "tiny" else made
     folder = find_bundle(case.model)
     if case.recipe is not None:
         found = Bundle.open(folder).manifest.recipe
@@ -114,6 +117,15 @@ def _exported(model: str, recipe: str, target: str) -> Path:
 
         key = [identity(model), recipe, target, text, __version__, _code()]
         return make_once(f"{slug(model)}-{recipe}-{target}", key, command)
+
+
+def _with_tiny_decoder(bundle: Path) -> Path:
+    """A copy of a bundle that has one, with random weights."""
+
+    def command(part: Path) -> Sequence[str]:
+        return [sys.executable, "-m", EXPORT, str(bundle), str(part), "--tiny-vae", TINY_VAE]
+
+    return make_once(f"{bundle.name.rpartition('-')[0]}-tiny", [bundle.name, TINY_VAE], command)
 
 
 def slug(model: str) -> str:

@@ -16,9 +16,9 @@ EXPORT = """
 import pathlib, sys
 folder = pathlib.Path(sys.argv[2])
 folder.mkdir()
-preset = pathlib.Path(sys.argv[sys.argv.index("--preset") + 1]).read_text()
 (folder / "arguments").write_text("\\n".join(sys.argv[1:]))
-(folder / "preset").write_text(preset)
+if "--preset" in sys.argv:
+    (folder / "preset").write_text(pathlib.Path(sys.argv[sys.argv.index("--preset") + 1]).read_text())
 """
 SAVE = """
 import json, pathlib, sys
@@ -61,6 +61,15 @@ def test_a_random_model_is_exported_once(capfd: pytest.CaptureFixture[str]) -> N
     assert (models.provide(case) / "mark").exists()
     assert models.provide(Case("random:sd15-inpaint")) != folder
     assert models.provide(case, "openvino") != folder
+
+
+def test_a_random_model_gets_a_tiny_decoder_where_a_case_asks_for_one() -> None:
+    full, tiny = models.provide(Case("random:sd15")), models.provide(Case("random:sd15", decoder="tiny"))
+    assert (tiny / "arguments").read_text().splitlines()[::2] == [str(full), "--tiny-vae"]
+    assert (tiny / "arguments").read_text().endswith("random:taesd")
+    (full / "mark").touch()
+    assert models.provide(Case("random:sd15")) == full and (full / "mark").exists()  # the copy is no newer form of it
+    assert models.provide(Case("random:sd15", decoder="full")) == full
 
 
 def test_a_preset_of_the_checkout_is_used() -> None:
