@@ -188,9 +188,11 @@ class Pipeline:
 
     def _generate(self, run: Run) -> Generator[Step, None, Result]:
         request, timings = run.request, run.timings
-        if run.memory is None:  # what is opened together takes memory together
-            for name in self._needed(request):
-                self._part(name, request).open_ahead()
+        for name in self._needed(request):
+            part = self._part(name, request)
+            self._expect(part, request)
+            if run.memory is None:  # what is opened together takes memory together
+                part.open_ahead()
         with timings.span("text_encode"):
             conditioning = self._family.condition(request, self.components, timings)
         noise = stacked(request.noise_sources(), sizes.latent_shape(request, self.bundle.manifest.numbers))
@@ -261,19 +263,18 @@ class Pipeline:
                 return vae.decode(decoder, latents, run.numbers, run.timings, bands=run.request.vae_bands)
         name = vae.decoder_of(run.request)
         with self._part(name, run.request).use() as decoder:
-            tile = self._tile(name, run.request)
-            decoder.expect({"latent_sample": (1, run.numbers.latent_channels, *tile)})
+            self._expect(decoder, run.request)
             decoder.wait(run.timings)
             with run.timings.span("vae_decode"):
-                return vae.decode(decoder, latents, run.numbers, run.timings, tile)
+                return vae.decode(decoder, latents, run.numbers, run.timings, self._tile(name, run.request))
 
     def _encode(self, run: Run) -> Callable[[Array, Noise], Array]:
         def encode(images: Array, noise: Noise) -> Array:
             with self._part("vae_encoder", run.request).use() as encoder:
-                tile = self._tile("vae_encoder", run.request)
-                encoder.expect({"sample": (1, 3, *(cells * run.numbers.vae_factor for cells in tile))})
+                self._expect(encoder, run.request)
                 encoder.wait(run.timings)
                 with run.timings.span("vae_encode"):
+                    tile = self._tile("vae_encoder", run.request)
                     return vae.encode(encoder, images, run.numbers, noise, run.timings, tile)
 
         return encode
@@ -292,6 +293,16 @@ class Pipeline:
         if name not in vae.COMPONENTS or (name == "vae_decoder" and request.vae_bands is not None):
             return height, width
         return vae.tile_for(self.components[name], (height, width), self.bundle.manifest.numbers, request.vae_tile)
+
+    def _expect(self, part: Component, request: Request) -> None:
+        """Say what a component will be fed, as far as the request tells it: the denoiser's prompts may be long."""
+        numbers, cells = self.bundle.manifest.numbers, self._tile(part.name, request)
+        if part.name.startswith("text_encoder"):
+            part.expect({"input_ids": (1, numbers.text_length)})
+        elif part.name == "vae_encoder":
+            part.expect({"sample": (1, 3, *(side * numbers.vae_factor for side in cells))})
+        elif part.name in vae.COMPONENTS and request.vae_bands is None:
+            part.expect({"latent_sample": (1, numbers.latent_channels, *cells)})
 
     def _needed(self, request: Request) -> list[str]:
         """Components in the order of use."""

@@ -99,3 +99,19 @@ def test_pictures_do_not_depend_on_it(
     np.testing.assert_array_equal(make_pipe()("a", seed=0, guidance_scale=5, output_type="np", **fields).images, want)
     assert {len(array) for _, feeds in backend.runs for array in feeds.values() if array.ndim > 1} == {1}
     assert len(backend.opened) == len(set(backend.opened))
+
+
+def test_all_but_the_denoiser_are_opened_when_a_generation_begins(
+    make_pipe: Callable[..., Pipeline], backend: FakeBackend
+) -> None:
+    backend.fixes = True
+    pipe = make_pipe()
+    generation = pipe.stream("a", seed=0)
+    assert not backend.opened
+    next(generation)
+    for name in ("text_encoder", "vae_decoder"):
+        pipe.components[name].wait(Timings())
+    decoder = pipe.components["vae_decoder"].session.inputs["latent_sample"].shape
+    assert decoder[0] == 1 and all(isinstance(size, int) for size in decoder)
+    assert len(generation.result.images) == 1
+    assert len(backend.opened) == 3  # none a second time
