@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import NoReturn
 
 from pocketdiffusion._version import __version__
@@ -67,6 +66,8 @@ def _commands(words: Sequence[str]) -> list[Command]:
     """The command that is asked for, or all of them where that is not clear: loading all would slow each start."""
     if words and words[0] in COMMANDS:
         return [import_module(COMMANDS[words[0]]).COMMAND]
+    from importlib.metadata import entry_points  # takes longer than what a command of ours imports
+
     own = [import_module(module).COMMAND for module in COMMANDS.values()]
     return own + [entry.load() for entry in entry_points(group="pocketdiffusion.commands")]
 
