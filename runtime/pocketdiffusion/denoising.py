@@ -54,6 +54,8 @@ def with_preset(request: Request, plan: SamplingPlan, *, guided: bool) -> Reques
 def forecasting(denoise: Denoise, run: Run, levels: Levels) -> Forecast | None:
     """The wrapper that computes only some of the steps, if that was asked; `levels` are those that the task leaves."""
     count = run.request.computed_steps
+    if count is None and PRESETS[run.request.preset].steps(stochastic=run.plan.stochastic) is not None:
+        run.messages.append(f"preset {run.request.preset} left out no step: {run.plan.sampler} needs all of its steps")
     return None if count is None else Forecast(denoise, levels.sigmas, count, stochastic=run.plan.stochastic)
 
 

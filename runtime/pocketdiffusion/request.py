@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -116,28 +117,29 @@ class Request:
 
     def __post_init__(self) -> None:
         _check_prompts(self.prompt, self.negative_prompt)
-        _between("height", self.height, 8, MAX_SIDE)
-        _between("width", self.width, 8, MAX_SIDE)
-        _between("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
-        _between("num_images_per_prompt", self.num_images_per_prompt, 1, 64)
+        _count("height", self.height, 8, MAX_SIDE)
+        _count("width", self.width, 8, MAX_SIDE)
+        _count("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+        _count("num_images_per_prompt", self.num_images_per_prompt, 1, 64)
         self._check_best()
         _between("guidance_scale", self.guidance_scale, 0, 100)
         _between("guidance_rescale", self.guidance_rescale, 0, 1)
         _between("guidance_hold", self.guidance_hold, 0, 1)
-        _between("clip_skip", self.clip_skip, 0, 12)
+        _count("clip_skip", self.clip_skip, 0, 12)
         _between("strength", self.strength, 0, 1)
-        _between("computed_steps", self.computed_steps, FEWEST_COMPUTED, MAX_STEPS)
-        if isinstance(self.computed_steps, float):
-            raise InvalidRequest("computed_steps", f"computed_steps is {self.computed_steps}; give a whole number")
+        _count("computed_steps", self.computed_steps, FEWEST_COMPUTED, MAX_STEPS)
         _between("eta", self.eta, 0, 10)
         _between("image_guidance_scale", self.image_guidance_scale, 0, 100)
         for name in SIZE_IDS:
-            _check_pair(name, getattr(self, name))
-        if self.mask_image is not None and self.image is None:
-            raise InvalidRequest("mask_image", "mask_image was given without image; give the picture to repaint too")
+            if getattr(self, name) is not None:
+                _check_pair(name, getattr(self, name), 4 * MAX_SIDE, "whole numbers of pixels, the vertical one first")
+        self._check_pictures()
         if self.image_guidance_scale is not None:
             self._check_instruction()
         _check_interval(self.guidance_interval)
+        for name in ("sampler", "schedule"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InvalidRequest(name, f"{name} is {getattr(self, name)!r}; give its name, a text")
         one_of("output_type", self.output_type, OUTPUT_TYPES)
         one_of("preset", self.preset, tuple(PRESETS))
         if self.decoder is not None:
@@ -181,17 +183,19 @@ class Request:
     def _check_best(self) -> None:
         if self.best is None:
             return
-        _between("best", self.best, 1, self.num_images_per_prompt)
-        if isinstance(self.best, float):
-            raise InvalidRequest("best", f"best is {self.best}; give a whole number")
+        _count("best", self.best, 1, self.num_images_per_prompt)
         if self.output_type == "latent":
             raise InvalidRequest("best", "best was given with output_type 'latent'; a judge needs pictures: pil or np")
 
+    def _check_pictures(self) -> None:
+        for name, use in (("mask_image", "repaint"), ("strength", "leave"), ("image_guidance_scale", "change")):
+            if self.image is None and getattr(self, name) is not None:
+                raise InvalidRequest(name, f"{name} was given without image; give the picture to {use} too")
+        if self.latents is not None and not isinstance(self.latents, np.ndarray):
+            found = type(self.latents).__name__
+            raise InvalidRequest("latents", f"latents are a {found}; give a float32 array of standard normal numbers")
+
     def _check_instruction(self) -> None:
-        if self.image is None:
-            raise InvalidRequest(
-                "image_guidance_scale", "image_guidance_scale was given without image; give the picture to change too"
-            )
         for name in ("strength", "mask_image"):
             if getattr(self, name) is not None:
                 raise InvalidRequest(
@@ -208,6 +212,8 @@ def resolve(request: Request, numbers: Numbers, tasks: Sequence[str] = ()) -> Re
         request = replace(request, image_guidance_scale=IMAGE_GUIDANCE)
     width, height = _size(request, numbers)
     steps, scale = request.num_inference_steps, request.guidance_scale
+    if request.latents is not None and request.task == "image-to-image":
+        raise InvalidRequest("latents", "latents were given with image, which is where sampling starts: leave one out")
     return replace(
         request,
         width=width,
@@ -237,27 +243,28 @@ def make_request(
     Without either, a random 32-bit seed is taken; the result tells which. Image i of a batch uses seed + i. `image`
     and `mask_image` are what `image.from_image` takes, or float32 (1, height, width, 3) in [-1, 1].
     """
-    known = [field.name for field in dataclasses.fields(Request)]
+    callers = {"seeds": "seed", "generators": "generator"}
+    known = [callers.get(field.name, field.name) for field in dataclasses.fields(Request)]
     for name in fields:
         if name not in known:
             raise InvalidRequest(name, f"unknown parameter {name!r}; choose from: {', '.join(known)}")
     if seed is not None and generator is not None:
         raise InvalidRequest("seed", "both seed and generator were given; give one of them")
-    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-    _between("num_images_per_prompt", num_images_per_prompt, 1, 64)
+    prompts = _texts(prompt)
+    _count("num_images_per_prompt", num_images_per_prompt, 1, 64)
     one_of("rng", rng, DEVICES)
     origin = generator if generator is not None else random_seed() if seed is None else seed
     sources = image_generators(origin, len(prompts) * num_images_per_prompt, rng)
     return Request(
         prompt=prompts,
-        negative_prompt=_texts(negative_prompt, len(prompts)),
-        num_images_per_prompt=num_images_per_prompt,
+        negative_prompt=None if negative_prompt is None else _texts(negative_prompt, len(prompts)),
+        num_images_per_prompt=int(num_images_per_prompt),
         seeds=tuple(source.initial_seed() for source in sources),
         rng=rng,
         generators=None if generator is None else tuple(sources),
-        image=None if image is None else _picture(image),
-        mask_image=None if mask_image is None else _picture(mask_image),
-        **fields,
+        image=None if image is None else _picture("image", image),
+        mask_image=None if mask_image is None else _picture("mask_image", mask_image),
+        **{name: value.item() if isinstance(value, np.generic) else value for name, value in fields.items()},
     )
 
 
@@ -281,30 +288,43 @@ def _whole(size: float, numbers: Numbers) -> int:
     return max(1, round(size / numbers.size_multiple)) * numbers.size_multiple
 
 
-def _texts(negative: str | Sequence[str] | None, count: int) -> tuple[str, ...] | None:
-    if negative is None:
-        return None
-    return (negative,) * count if isinstance(negative, str) else tuple(negative)
+def _texts(given: Any, count: int = 1) -> tuple[Any, ...]:
+    """Several texts, or one for each of `count`; what is neither is left to be refused."""
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,) * count
 
 
-def _picture(image: Any) -> Array:
-    if isinstance(image, np.ndarray) and image.dtype == np.float32 and image.ndim == 4:
-        return image
-    return from_image(image)
+def _picture(name: str, given: Any) -> Array:
+    if not (isinstance(given, np.ndarray) and given.dtype == np.float32 and given.ndim == 4):
+        return from_image(given)
+    if given.size == 0 or given.shape[0] != 1 or given.shape[3] != 3 or not (np.abs(given) <= 1).all():
+        raise InvalidRequest(
+            name,
+            f"{name} is a float32 array {given.shape} with values from {given.min(initial=0):g} to "
+            f"{given.max(initial=0):g}; give one picture (1, height, width, 3) in [-1, 1]",
+        )
+    return given
 
 
-def _between(name: str, value: float | None, low: float, high: float) -> None:
+def _between(name: str, value: Any, low: float, high: float) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise InvalidRequest(name, f"{name} is {value!r}; it must be a number from {low} to {high}")
-    if not low <= value <= high:
+    if not low <= float(value) <= high:
         raise InvalidRequest(name, f"{name} is {value}; it must be from {low} to {high}")
+
+
+def _count(name: str, value: Any, low: int, high: int) -> None:
+    _between(name, value, low, high)
+    if not isinstance(value, Integral | None):
+        raise InvalidRequest(name, f"{name} is {value}; give a whole number from {low} to {high}")
 
 
 def _check_prompts(prompts: tuple[str, ...], negatives: tuple[str, ...] | None) -> None:
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise InvalidRequest("prompt", f"prompt is {prompts!r}; give a text or a list of texts")
+    if negatives is not None and not all(isinstance(negative, str) for negative in negatives):
+        raise InvalidRequest("negative_prompt", f"negative_prompt is {negatives!r}; give a text or a list of texts")
     if negatives is not None and len(negatives) != len(prompts):
         raise InvalidRequest(
             "negative_prompt",
@@ -312,16 +332,15 @@ def _check_prompts(prompts: tuple[str, ...], negatives: tuple[str, ...] | None) 
         )
 
 
-def _check_pair(name: str, pair: Any) -> None:
-    if pair is None:
-        return
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise InvalidRequest(name, f"{name} is {pair!r}; give two whole numbers of pixels, the vertical one first")
+def _check_pair(name: str, pair: Any, most: float, meaning: str) -> None:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or None in pair:
+        raise InvalidRequest(name, f"{name} is {pair!r}; give two {meaning}")
     for value in pair:
-        _between(name, value, 0, 4 * MAX_SIDE)
+        _between(name, value, 0, most)
 
 
-def _check_interval(interval: tuple[float, float]) -> None:
+def _check_interval(interval: Any) -> None:
+    _check_pair("guidance_interval", interval, 1, "numbers from 0 to 1")
     start, stop = interval
-    if not 0 <= start <= stop <= 1:
+    if start > stop:
         raise InvalidRequest("guidance_interval", f"guidance_interval is {start}..{stop}; it must lie in order in 0..1")

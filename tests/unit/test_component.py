@@ -51,6 +51,12 @@ class SlowBackend(FakeBackend):
         return super().open(graph, device, options)
 
 
+@pytest.mark.parametrize("threads", [0, -3, 100_000, 2.0, "2", True])
+def test_numbers_of_threads_are_checked(threads):
+    with pytest.raises(InvalidRequest, match="give a whole number from 1 to 1024"):
+        SessionOptions(threads=threads)
+
+
 def test_it_opens_on_first_use_and_once():
     component, backend = make()
     assert backend.opened == []

@@ -84,8 +84,9 @@ def test_heun_skips_both_of_its_calls(pipe: Pipeline, backend: FakeBackend) -> N
 
 
 def test_distilled_samplers_compute_every_step(pipe: Pipeline, backend: FakeBackend) -> None:
-    pipe("a cat", seed=0, num_inference_steps=8, sampler="lcm", preset="fast")
+    result = pipe("a cat", seed=0, num_inference_steps=8, sampler="lcm", preset="fast")
     assert passes(backend) == 8
+    assert result.messages == ("preset fast left out no step: lcm needs all of its steps",)
     with pytest.raises(InvalidRequest, match="lcm needs all of its steps"):
         pipe("a cat", seed=0, sampler="lcm", computed_steps=5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ NUMBERS = Numbers(
     default_steps=25,
     default_guidance=3.5,
 )
+PICTURE = np.zeros((1, 32, 64, 3), np.float32)
 
 
 def test_defaults_come_from_the_model() -> None:
@@ -68,6 +70,9 @@ def test_a_request_can_be_run_again_and_a_generator_goes_on() -> None:
 def test_unknown_parameters_are_refused_with_the_choices() -> None:
     with pytest.raises(InvalidRequest, match="unknown parameter 'stepps'; choose from: prompt, .*num_inference_steps"):
         make_request("a cat", seed=1, stepps=3)
+    for name in ("seeds", "generators"):  # of `Request`; callers have other names for them
+        with pytest.raises(InvalidRequest, match=f"unknown parameter '{name}'; choose from: .* seed, .*generator, "):
+            make_request("a cat", **{name: (1,)})
     with pytest.raises(InvalidRequest, match="cpu, cuda"):
         make_request("a cat", seed=1, rng="gpu")
 
@@ -91,10 +96,83 @@ def test_computed_steps_are_checked(count: object) -> None:
         make_request("a cat", seed=1, computed_steps=count)
 
 
-@pytest.mark.parametrize("prompt", [[], [1], ()])
-def test_prompts_are_texts(prompt: list[str]) -> None:
-    with pytest.raises(InvalidRequest, match="prompt"):
+@pytest.mark.parametrize("name", ["height", "width", "num_inference_steps", "num_images_per_prompt", "clip_skip"])
+@pytest.mark.parametrize("value", [8.0, 8.5])
+def test_counts_are_whole_numbers(name: str, value: float) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name} is {value}; give a whole number"):
+        make_request("a", seed=0, **{name: value})
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    request = make_request(
+        "a",
+        seed=np.int64(3),
+        num_images_per_prompt=np.int32(2),
+        num_inference_steps=np.int64(8),
+        guidance_scale=np.float32(2),
+        guidance_interval=(np.float32(0), np.float32(0.5)),
+    )
+    found = (request.seeds, request.num_inference_steps, request.guidance_scale)
+    assert found == ((3, 4), 8, 2.0)
+    assert {type(value) for value in (*request.seeds, request.num_images_per_prompt, *found[1:])} == {int, float}
+
+
+@pytest.mark.parametrize("prompt", [[], [1], (), None, 3, b"a cat"])
+def test_prompts_are_texts(prompt: Any) -> None:
+    with pytest.raises(InvalidRequest, match="^prompt is .*give a text"):
         make_request(prompt, seed=0)
+    if prompt is not None:
+        with pytest.raises(InvalidRequest, match="negative"):
+            make_request("a cat", negative_prompt=prompt, seed=0)
+
+
+@pytest.mark.parametrize("interval", [None, 0.5, "0:1", (0, 1, 1), (None, 0.5), ("0", "1"), (0.5, 0.2), (0, 2)])
+def test_guidance_intervals_are_two_numbers_in_order(interval: Any) -> None:
+    with pytest.raises(InvalidRequest, match="guidance_interval"):
+        make_request("a", seed=0, guidance_interval=interval)
+
+
+@pytest.mark.parametrize("name", ["sampler", "schedule"])
+def test_names_are_texts(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name} is 3; give its name"):
+        make_request("a", seed=0, **{name: 3})
+
+
+@pytest.mark.parametrize("name", ["strength", "mask_image", "image_guidance_scale"])
+def test_what_belongs_to_a_picture_is_refused_without_one(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name} was given without image"):
+        make_request("a", seed=0, **{name: PICTURE if name == "mask_image" else 1.0})
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((2, 8, 8, 3), np.float32),
+        np.zeros((1, 3, 8, 8), np.float32),
+        np.zeros((1, 8, 8, 4), np.float32),
+        np.zeros((1, 0, 8, 3), np.float32),
+        np.full((1, 8, 8, 3), np.nan, np.float32),
+        np.full((1, 8, 8, 3), 255, np.float32),
+    ],
+)
+@pytest.mark.filterwarnings("default")
+def test_float_pictures_are_one_picture_in_the_range(picture: np.ndarray) -> None:
+    for name in ("image", "mask_image"):
+        with pytest.raises(InvalidRequest, match=rf"{name} is a float32 array .*give one picture"):
+            make_request("a", seed=0, **{"image": PICTURE, name: picture})
+
+
+@pytest.mark.parametrize("picture", [3, [PICTURE], b"picture.png"])
+def test_what_is_no_picture_is_refused_with_what_is_taken(picture: Any) -> None:
+    with pytest.raises(InvalidRequest, match="is no picture; give one PNG, JPEG or WebP file"):
+        make_request("a", seed=0, image=picture)
+
+
+def test_latents_are_an_array_and_no_start_besides_a_picture() -> None:
+    with pytest.raises(InvalidRequest, match="latents are a list; give"):
+        make_request("a", seed=0, latents=[1.0])
+    with pytest.raises(InvalidRequest, match="latents were given with image"):
+        resolve(make_request("a", seed=0, latents=np.zeros((1, 4, 4, 8), np.float32), image=PICTURE), NUMBERS)
 
 
 def test_strength_follows_the_task_as_in_diffusers() -> None:

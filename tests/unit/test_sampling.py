@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,8 +252,32 @@ def test_unknown_names_list_the_choices() -> None:
     with pytest.raises(InvalidRequest, match=r"'kerras'.*automatic.*karras") as failure:
         sampling_plan(SD, schedule="kerras")
     assert failure.value.parameter == "schedule"
-    with pytest.raises(InvalidRequest, match=r"no option 'etta'; it has: eta"):
+    with pytest.raises(InvalidRequest, match=r"etta was given, .* 'ddim' does not take \(its options: eta\)"):
         sampling_plan(SD, sampler="ddim", options={"etta": 1.0})
+    with pytest.raises(InvalidRequest, match=r"leave it out, or choose one of: euler a, .*ddim") as failure:
+        sampling_plan(SD, sampler="euler", options={"eta": 1.0})
+    assert failure.value.parameter == "eta"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "allowed"),
+    [
+        ("timesteps", [], "1 or more falling numbers, from 0 to 999"),
+        ("timesteps", "x", "falling numbers"),
+        ("timesteps", [100, 500], "falling numbers"),
+        ("timesteps", [1000, 500], "from 0 to 999"),
+        ("timesteps", [500, -1], "from 0 to 999"),
+        ("sigmas", [], "2 or more falling numbers, 0 or above"),
+        ("sigmas", [14.0], "2 or more"),
+        ("sigmas", [math.nan, 0.0], "falling numbers"),
+        ("sigmas", [[14.0, 0.0]], "falling numbers"),
+        ("sigmas", [14.0, -1.0], "0 or above"),
+    ],
+)
+def test_own_levels_are_checked(name: str, given: Any, allowed: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name} are .*{allowed}") as failure:
+        sampling_plan(SD).levels(**{name: given})
+    assert failure.value.parameter == name
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.tensors import AnyArray, TensorSpec
 
 Weights = Literal["fast", "compact"]
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 """The arithmetic that can be asked for, the usual one first."""
+MOST_THREADS = 1024
+"""Engines start as many as they are told, whatever it costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class SessionOptions:
     """What belongs to the machine and not to the model."""
 
     threads: int | None = None
-    """Compute threads; None leaves the engine its own choice (the physical cores)."""
+    """Compute threads, 1 to `MOST_THREADS`; None leaves the engine its own choice (the physical cores)."""
     precision: str = "float32"
     """The arithmetic asked for, of `PRECISIONS`. An engine that can't give it says so."""
     weights: Weights = "fast"
@@ -36,6 +39,13 @@ class SessionOptions:
     to them, and `Session.inputs` tells."""
     passing: bool = False
     """The graph is closed after a run or few: the engine shall not hold memory for runs to come."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and (type(self.threads) is not int or not 1 <= self.threads <= MOST_THREADS):
+            raise InvalidRequest(
+                "threads",
+                f"threads is {self.threads!r}; give a whole number from 1 to {MOST_THREADS}, or leave it to the engine",
+            )
 
 
 class Session(Protocol):

@@ -59,7 +59,7 @@ def _picture_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-safety-checker", action="store_true", help="do not check pictures, if the model would")
     group.add_argument("--quality", type=int, default=95, help="of JPEG and WebP, 1 to 100 (default: 95)")
-    group.add_argument("--no-prompt-in-file", action="store_true", help="save the AI mark but not the parameters")
+    group.add_argument("--no-prompt-in-file", action="store_true", help="save the other parameters and the AI mark")
 
 
 def _sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -158,10 +158,11 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate, save, print."""
-    from pocketdiffusion.image import check_pattern
+    from pocketdiffusion.image import check_pattern, check_quality
     from pocketdiffusion.pipeline import Pipeline
 
     check_pattern(args.output)  # before minutes of work, not after
+    check_quality(args.quality)
     fields = _fields(args)
     pipe = Pipeline.from_pretrained(
         args.model,

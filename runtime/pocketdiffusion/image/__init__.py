@@ -2,6 +2,7 @@
 
 from pocketdiffusion.image.files import (
     check_pattern,
+    check_quality,
     from_image,
     mask_to_latent,
     resize,
@@ -11,4 +12,14 @@ from pocketdiffusion.image.files import (
     to_uint8,
 )
 
-__all__ = ["check_pattern", "from_image", "mask_to_latent", "resize", "save", "save_all", "to_pil", "to_uint8"]
+__all__ = [
+    "check_pattern",
+    "check_quality",
+    "from_image",
+    "mask_to_latent",
+    "resize",
+    "save",
+    "save_all",
+    "to_pil",
+    "to_uint8",
+]

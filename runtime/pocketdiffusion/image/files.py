@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_pattern",
+    "check_quality",
     "from_image",
     "mask_to_latent",
     "output_path",
@@ -81,6 +82,12 @@ def from_image(source: str | Path | BinaryIO | Image | Pixels) -> Array:
     if isinstance(source, Image.Image):
         check_pixels(source)
         pixels = _rgb(source)
+    elif not isinstance(source, (str, Path)) and not hasattr(source, "read"):
+        raise InvalidRequest(
+            "image",
+            f"a {type(source).__name__} is no picture; give one PNG, JPEG or WebP file (its path, or opened), "
+            "Pillow image or uint8 array (height, width, 3)",
+        )
     else:
         with opened_image(source) as picture:
             pixels = _rgb(picture)
@@ -111,6 +118,12 @@ def mask_to_latent(mask: Array, factor: int) -> Array:
     return (np.round(grey) >= 128).astype(np.float32)[:, np.newaxis]
 
 
+def check_quality(quality: int) -> None:
+    """Raise InvalidRequest for a quality that `save` would refuse; for callers to use before minutes of work."""
+    if not 1 <= quality <= 100:
+        raise InvalidRequest("quality", f"quality is {quality}; it must be from 1 to 100")
+
+
 def save(image: Pixels, path: str | Path, *, metadata: Metadata | None, quality: int = 95) -> Path:
     """Write uint8 (height, width, 3) as PNG, JPEG or WebP, by the suffix; gives the path back.
 
@@ -120,8 +133,7 @@ def save(image: Pixels, path: str | Path, *, metadata: Metadata | None, quality:
     from PIL import Image
 
     path, format_name = Path(path), image_format(path)
-    if not 1 <= quality <= 100:
-        raise InvalidRequest("quality", f"quality is {quality}; it must be from 1 to 100")
+    check_quality(quality)
     options: dict[str, Any] = {} if metadata is None else metadata.pillow_options(format_name)
     if format_name != "PNG":
         options["quality"] = quality

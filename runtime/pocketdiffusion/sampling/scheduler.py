@@ -102,10 +102,13 @@ class SamplingPlan:
         if [steps, sigmas, timesteps].count(None) != 2:
             raise InvalidRequest("num_inference_steps", "give exactly one of num_inference_steps, sigmas and timesteps")
         layout = replace(self.layout, shift=self._shift(image_tokens))
+        flow = self.training.flow
         if sigmas is not None:
-            return self._from_sigmas(np.asarray(sigmas, dtype=np.float64), layout)
+            fewest, most = (1, 1.0) if flow else (2, math.inf)
+            return self._from_sigmas(_falling("sigmas", sigmas, fewest, most), layout)
         if timesteps is not None:
-            return self._from_timesteps(np.asarray(timesteps, dtype=np.float64))
+            most = self.train_timesteps if flow else self.train_timesteps - 1
+            return self._from_timesteps(_falling("timesteps", timesteps, 1, most))
         if steps is None or not 1 <= steps <= self.train_timesteps:
             allowed = f"1 to {self.train_timesteps}"
             raise InvalidRequest("num_inference_steps", f"num_inference_steps is {steps}; allowed: {allowed}")
@@ -223,6 +226,19 @@ def dynamic_shift(config: Config, image_tokens: int) -> float:
     return math.exp(mu) if _get(config, "time_shift_type", "exponential") == "exponential" else mu
 
 
+def _falling(name: str, given: Sequence[float], fewest: int, most: float) -> Sigmas:
+    """A caller's own levels as an array. Raises InvalidRequest."""
+    try:
+        levels = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        levels = np.empty(0)
+    usable = levels.ndim == 1 and len(levels) >= fewest and np.isfinite(levels).all()
+    if not usable or np.any(np.diff(levels) > 0) or levels[0] > most or levels[-1] < 0:
+        span = "0 or above" if most == math.inf else f"from 0 to {most:g}"
+        raise InvalidRequest(name, f"{name} are {given!r}; give {fewest} or more falling numbers, {span}")
+    return levels
+
+
 def _get(config: Config, key: str, default: Any) -> Any:
     value = config.get(key)
     return default if value is None else value
@@ -322,9 +338,17 @@ def _known(sampler: str, value: Any) -> Any:
 
 
 def _check_options(sampler: str, options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(load_sampler(sampler)).parameters.values()
-    allowed = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for name in options:
-        if name not in allowed:
-            listed = ", ".join(allowed) or "none"
-            raise InvalidRequest("options", f"sampler '{sampler}' has no option '{name}'; it has: {listed}")
+        if name not in _options_of(sampler):
+            takers = ", ".join(other for other in SAMPLERS if name in _options_of(other)) or "none"
+            listed = ", ".join(_options_of(sampler)) or "none"
+            raise InvalidRequest(
+                name,
+                f"{name} was given, which sampler '{sampler}' does not take (its options: {listed}); leave it out, or "
+                f"choose one of: {takers}",
+            )
+
+
+def _options_of(sampler: str) -> list[str]:
+    parameters = inspect.signature(load_sampler(sampler)).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
