@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pocketdiffusion import cli
 from pocketdiffusion.bundle import Bundle, models
+from pocketdiffusion.bundle.foreign import GOLDEN
 from pocketdiffusion.bundle.models import find_bundle, installed
-from pocketdiffusion.errors import BundleNotFound, BundleUnsupported
+from pocketdiffusion.errors import BundleCorrupt, BundleNotFound, BundleUnsupported
 
 from . import bundle_maker as maker
 
@@ -49,8 +51,31 @@ def test_what_exists_or_has_a_separator_is_a_path(places: Path) -> None:
     maker.make_bundle(places / "here")
     assert find_bundle("here") == Path("here")
     assert find_bundle(places / "here") == places / "here"
+    maker.make_bundle(places / "user/here")
+    assert find_bundle("here") == Path("here")
     with pytest.raises(BundleNotFound, match="no folder nowhere/at"):
         find_bundle("nowhere/at")
+
+
+def test_a_folder_that_holds_no_model_does_not_hide_one_of_its_name(places: Path) -> None:
+    (places / "one").mkdir()
+    with pytest.raises(BundleUnsupported, match="an empty folder"):
+        find_bundle("one")
+    user = maker.make_bundle(places / "user/one")
+    assert find_bundle("one") == user
+    (places / "one" / GOLDEN).touch()
+    with pytest.raises(BundleCorrupt, match="missing"):
+        find_bundle("one")
+
+
+def test_a_model_that_is_damaged_is_listed_with_the_reason_once(
+    places: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = maker.make_bundle(places / "user/one")
+    next(bundle.glob("unet/*")).unlink()
+    assert cli.main(["models"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("one ")]
+    assert line.count("is missing") == 1 and line.split()[2] == str(bundle)
 
 
 @pytest.mark.parametrize("name", ["nothing", "", "a\0b", "..\\x", "con", "x" * 300])

@@ -30,8 +30,8 @@ class InstalledModel:
 def find_bundle(name_or_path: str | Path) -> Path:
     """The folder of a bundle, by path or by name. Nothing in it is checked beyond that it looks like a model.
 
-    What exists, or holds a separator, is a path; "owner/name" that is no path is looked up in the Hugging Face cache.
-    Raises BundleNotFound, BundleUnsupported.
+    What holds a separator is a path; "owner/name" that is no path is looked up in the Hugging Face cache. Anything else
+    is a path if a model is there, else a name. Raises BundleNotFound, BundleUnsupported.
     """
     text = os.fspath(name_or_path)
     if not text or "\0" in text:
@@ -39,12 +39,14 @@ def find_bundle(name_or_path: str | Path) -> Path:
     separators = [mark for mark in ("/", os.sep, os.altsep) if mark]
     if isinstance(name_or_path, str) and is_repository(text) and not os.path.exists(text):
         return require_model(find_repository(text))
-    if isinstance(name_or_path, Path) or any(mark in text for mark in separators) or os.path.exists(text):
+    if isinstance(name_or_path, Path) or any(mark in text for mark in separators) or _holds_model(Path(text)):
         return require_model(Path(text))
     for _, root, below in _places():
         folder = root / text / below
         if path_problem(text) is None and folder.is_dir():
             return require_model(folder)
+    if os.path.exists(text):
+        return require_model(Path(text))
     known = ", ".join(model.name for model in installed()) or "none"
     looked = ", ".join(str(root) for _, root, _ in _places())
     raise BundleNotFound(f"no model {short(text)}; installed: {known}; looked in {looked}; or give a folder's path")
@@ -79,6 +81,10 @@ def require_model(folder: Path) -> Path:
     except OSError as error:
         raise BundleNotFound(f"{folder} can't be read: {error.strerror}") from None
     raise BundleUnsupported(f"{folder} has no {MANIFEST}: it looks like {kind}")
+
+
+def _holds_model(folder: Path) -> bool:
+    return os.path.lexists(folder / MANIFEST) or os.path.lexists(folder / GOLDEN) or is_foreign(folder)
 
 
 def _places() -> Iterator[tuple[str, Path, str]]:

@@ -24,7 +24,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
         return 0
     head = ("name", "kind", "size", "picture", "recipe", "licence", "path")
-    print(table(head, [tuple(str(row.get(column, row.get("error", ""))) for column in head) for row in found]))
+    rows = [tuple(row.get(column, "") for column in (*head, "error")) for row in found]
+    print(table((*head, ""), rows))
     return 0
 
 
