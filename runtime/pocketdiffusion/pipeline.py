@@ -21,7 +21,7 @@ from pocketdiffusion.component import Component, Residency
 from pocketdiffusion.components import describe_choices, open_components
 from pocketdiffusion.denoiser import call_shapes
 from pocketdiffusion.denoising import answer, forecasting, run_levels, with_preset
-from pocketdiffusion.errors import BundleUnsupported, NonFinite
+from pocketdiffusion.errors import BundleUnsupported, InvalidRequest, NonFinite
 from pocketdiffusion.families import Conditioning, load_family
 from pocketdiffusion.families.guidance import takes_scale
 from pocketdiffusion.generation import Generation, Run
@@ -108,6 +108,10 @@ class Pipeline:
         measured to take; what is not known yet is measured in child processes first. See `Generation.memory_plan`.
         Raises BundleError, BackendError and InvalidRequest.
         """
+        if safety_checker not in ("bundle", None):
+            raise InvalidRequest(
+                "safety_checker", f"safety_checker is {safety_checker!r}; give 'bundle', or None for none"
+            )
         bundle = Bundle.open(find_bundle(model), variant=variant)
         precisions = None if precision is None else parse_precisions(precision)
         choices = tuned_choices(bundle, device, size=size, threads=threads, precisions=precisions, weights=weights)
@@ -152,7 +156,15 @@ class Pipeline:
         return result if return_dict else (result.images, result.nsfw_content_detected)
 
     def stream(self, prompt: Prompts | Request, **fields: Any) -> Generation:
-        """The generation as an iterator over its steps; closing it cancels. Raises InvalidRequest at once."""
+        """The generation as an iterator over its steps; closing it cancels. Raises InvalidRequest at once.
+
+        `prompt` may be a whole `Request`, which then holds every field.
+        """
+        if isinstance(prompt, Request) and fields:
+            given = ", ".join(fields)
+            raise InvalidRequest(
+                given, f"{given} was given beside a Request; put it in: dataclasses.replace(request, …)"
+            )
         request = prompt if isinstance(prompt, Request) else make_request(prompt, **fields)
         request = resolve(request, self.bundle.manifest.numbers, self.bundle.manifest.tasks)
         request = replace(

@@ -115,7 +115,7 @@ def _parameters(
         negative_prompt="" if request.negative_prompt is None else request.negative_prompt[prompt],
         steps=steps,
         sampler=sampler_label(plan.sampler),
-        schedule=schedule_label(plan.schedule),
+        schedule=None if _own_levels(request) else schedule_label(plan.schedule),
         guidance_scale=request.guidance_scale,
         seed=request.seeds[index],
         width=request.width,
@@ -134,9 +134,15 @@ def _span(scores: Iterable[float]) -> str:
     return " to ".join(dict.fromkeys((shown[0][0], shown[-1][0])))
 
 
+def _own_levels(request: Request) -> dict[str, str]:
+    """The levels that stood in place of a schedule."""
+    given = {"Timesteps": request.timesteps, "Sigmas": request.sigmas}
+    return {key: " ".join(f"{level:.9g}" for level in levels) for key, levels in given.items() if levels is not None}
+
+
 def _unusual(request: Request) -> dict[str, str]:
     """Parameters beyond A1111's common ones that shaped the picture, where they are not at their defaults."""
-    found: dict[str, str] = {}
+    found = _own_levels(request)
     if request.task in STRENGTH:
         found["Denoising strength"] = f"{request.strength:g}"
     if request.image_guidance_scale is not None:

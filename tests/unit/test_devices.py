@@ -229,6 +229,8 @@ def test_devices_for_roles(devices, expected):
         ("unet=", "no device is given for 'unet'"),
         ("", "no device is given for 'default'"),
         ("cpu,", "no device is given for 'default'"),
+        (None, "device is None; give a text, e.g. 'auto', or a text for each role"),
+        ({"denoiser": 3}, "give a text, e.g. 'auto'"),
     ],
 )
 def test_wrong_devices_for_roles(devices, message):
@@ -249,6 +251,7 @@ def test_precisions_for_roles():
 @pytest.mark.parametrize(
     ("precisions", "message"),
     [
+        (16, "precision is 16; give a text, e.g. 'float32'"),
         ("int3", "precision of text_encoder is 'int3'; choose from float32, bfloat16, float16"),
         ("vae=half", "precision of vae is 'half'; choose from float32"),
         ("vae", "precision of text_encoder is 'vae'; choose from float32"),

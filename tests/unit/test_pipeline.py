@@ -133,6 +133,13 @@ def test_streaming_previews_and_cancelling(pipe: Pipeline, backend: FakeBackend)
         _ = generation.result
 
 
+def test_a_request_holds_every_field(pipe: Pipeline) -> None:
+    request = pipe.stream("a cat", seed=3, num_inference_steps=2).request
+    assert np.array_equal(pipe.stream(request).result.latents, pipe("a cat", seed=3, num_inference_steps=2).latents)
+    with pytest.raises(InvalidRequest, match="guidance_scale was given beside a Request"):
+        pipe.stream(request, guidance_scale=2.0)
+
+
 def test_streaming_to_the_end_equals_calling(pipe: Pipeline) -> None:
     generation = pipe.stream("a cat", seed=0)
     assert [step.index for step in generation] == [0, 1, 2, 3, 4]
@@ -187,6 +194,9 @@ def test_parameters_say_what_shaped_the_picture(pipe: Pipeline) -> None:
     (found,) = pipe("a cat", seed=3, image=picture, strength=0.5, sampler="DPM++ 2M Karras", rng="cuda").parameters
     assert (found.sampler, found.schedule, found.seed, found.rng) == ("DPM++ 2M", "Karras", 3, "NV")
     assert found.extra["Denoising strength"] == "0.5" and found.extra["Backend"] == "fake:cpu"
+    (found,) = pipe("a cat", seed=3, timesteps=(900, 500.5)).parameters
+    assert (found.schedule, found.steps, found.extra["Timesteps"]) == (None, 2, "900 500.5")
+    assert pipe("a cat", seed=3, sigmas=(10, 1, 0)).parameters[0].extra["Sigmas"] == "10 1 0"
 
 
 def test_timings_hold_every_stage(pipe: Pipeline) -> None:

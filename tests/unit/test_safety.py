@@ -15,7 +15,7 @@ from pocketdiffusion.backends.fake import FakeBackend, FakeGraph
 from pocketdiffusion.bundle.foreign.graphs import choose_graphs
 from pocketdiffusion.bundle.manifest import ComponentEntry
 from pocketdiffusion.component import Component
-from pocketdiffusion.errors import BundleUnsupported
+from pocketdiffusion.errors import BundleUnsupported, InvalidRequest
 from pocketdiffusion.pipeline import Pipeline
 from pocketdiffusion.safety import Preprocessing, SafetyChecker, unsafe
 from pocketdiffusion.tensors import AnyArray, TensorSpec
@@ -62,6 +62,11 @@ def test_none_switches_it_off(checked: Pipeline) -> None:
     result = checked(["cat"] * 8, seed=0, num_inference_steps=2)
     assert result.nsfw_content_detected is None and "safety_checker" not in result.configuration
     assert result.messages == ("the model's safety checker is switched off; the pictures were not checked",)
+
+
+def test_only_none_switches_it_off() -> None:
+    with pytest.raises(InvalidRequest, match="safety_checker is False; give 'bundle', or None"):
+        Pipeline.from_pretrained("sticker", safety_checker=False)  # type: ignore[arg-type]
 
 
 def test_models_without_one_say_nothing(pipe: Pipeline) -> None:

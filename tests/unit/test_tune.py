@@ -12,7 +12,7 @@ from pocketdiffusion import cli
 from pocketdiffusion.backends import Choice, parse_precisions
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.models import find_bundle
-from pocketdiffusion.errors import BundleUnsupported, GraphFailed
+from pocketdiffusion.errors import BundleUnsupported, GraphFailed, InvalidRequest
 from pocketdiffusion.tuning import tune as module
 from pocketdiffusion.tuning.choice import Candidate, Measured, best, wanted_db
 from pocketdiffusion.tuning.footprint import Footprint, Memory, Subject
@@ -159,6 +159,12 @@ def test_auto_takes_what_was_found(sticker: Bundle) -> None:
     assert automatic(sticker, weights="compact")["unet"].precision is None
     assert automatic(sticker, "denoiser=onnxruntime:cpu,vae=auto")["unet"].precision is None
     assert automatic(sticker, "cpu")["vae_decoder"].precision is None
+
+
+@pytest.mark.parametrize("given", [3, "64x64", (64,), (64.0, 64)])
+def test_sizes_are_two_whole_numbers(sticker: Bundle, given: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"give \(width, height\) in pixels"):
+        remembered(sticker, size=given)
 
 
 def test_another_version_of_the_engine_does_not_count(sticker: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,9 @@ def role_of(component: str) -> str:
 
 
 def _parse(given: str | Mapping[str, str], what: str, usual: str) -> dict[str, str]:
-    pairs = list(given.items()) if isinstance(given, Mapping) else [_pair(part) for part in given.split(",")]
+    pairs = list(given.items()) if isinstance(given, Mapping) else [_pair(part) for part in str(given).split(",")]
+    if not isinstance(given, (str, Mapping)) or not all(isinstance(value, str) for _, value in pairs):
+        raise InvalidRequest(what, f"{what} is {given!r}; give a text, e.g. {usual!r}, or a text for each role")
     named: dict[str, str] = {}
     for name, value in pairs:
         role = ALIASES.get(name, name)

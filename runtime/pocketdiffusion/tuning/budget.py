@@ -216,7 +216,7 @@ def limit_bytes(given: int | str | None) -> int | None:
     try:
         limit = size_in_bytes(given) if isinstance(given, str) else given
     except ValueError as error:
-        raise InvalidRequest("memory_limit", f"memory_limit is {error}") from None
+        raise InvalidRequest("memory_limit", f"memory_limit: {error}") from None
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0):
         raise InvalidRequest("memory_limit", f"memory_limit is {given!r}; give e.g. '1GB', a number of bytes, or None")
     return limit

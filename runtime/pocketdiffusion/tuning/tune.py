@@ -16,7 +16,7 @@ from pocketdiffusion.backends import BACKENDS, Choice, available, load, parse_de
 from pocketdiffusion.backends.base import SessionOptions, Weights
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.components import choose_devices
-from pocketdiffusion.errors import BackendError, BackendUnavailable, BundleUnsupported
+from pocketdiffusion.errors import BackendError, BackendUnavailable, BundleUnsupported, InvalidRequest
 from pocketdiffusion.tuning.choice import Candidate, Measured, best, can_be_compact, wanted_db
 from pocketdiffusion.tuning.footprint import Footprint, Subject, machine
 from pocketdiffusion.tuning.footprints import Say
@@ -216,7 +216,11 @@ def _merged(found: Sequence[Footprint]) -> Footprint:
 
 def _size(bundle: Bundle, size: Size | None) -> Size:
     numbers = bundle.manifest.numbers
-    return (numbers.width, numbers.height) if size is None else size
+    if size is None:
+        return numbers.width, numbers.height
+    if not isinstance(size, (tuple, list)) or [type(side) for side in size] != [int, int]:
+        raise InvalidRequest("size", f"size is {size!r}; give (width, height) in pixels, e.g. (512, 512), or None")
+    return size
 
 
 def _devices(bundle: Bundle) -> tuple[str, ...]:
