@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,15 @@ def test_the_prompt_stays_out_of_the_file_when_asked_but_the_mark_remains(capsys
     cli.main(["inspect", "cat.png", "--json"])
     assert json.loads(capsys.readouterr().out)["source"].endswith("trainedAlgorithmicMedia")
     assert b"secret" not in Path("cat.png").read_bytes()
+
+
+def test_letters_that_stdout_has_no_code_for_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    cli.main(["generate", "a cat 🐱", "--seed", "5", "-o", "cat.png"])
+    written = BytesIO()
+    monkeypatch.setattr("sys.stdout", TextIOWrapper(written, encoding="cp1252"))
+    assert cli.main(["inspect", "cat.png"]) == 0
+    sys.stdout.flush()
+    assert written.getvalue().startswith(rb"a cat \U0001f431")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from pocketdiffusion._version import __version__
@@ -27,6 +28,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        # Prompts and paths may hold letters that a terminal or a pipe, as on Windows, has no code for.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args = _parser(words).parse_args(words)
         return int(args.run(args))
