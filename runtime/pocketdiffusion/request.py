@@ -90,8 +90,8 @@ class Request:
     long_prompt: str = "chunk"
     """What happens past the text encoder's length: "chunk" or "truncate"."""
     image: Array | None = None
-    """Starting picture for image-to-image, (1, height, width, 3) in [-1, 1]; scaled to the request's size. Without a
-    width and height it is scaled to the model's native area, in its own proportions."""
+    """Starting picture for image-to-image, (1, height, width, 3) in [-1, 1]; scaled to the request's size. In its own
+    proportions where only one side is given, and with neither to the model's native area."""
     mask_image: Array | None = None
     """What to repaint of `image`: white; black is kept to the pixel. (1, height, width, 3) in [-1, 1], scaled like
     `image`."""
@@ -276,12 +276,16 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
 
 def _size(request: Request, numbers: Numbers) -> tuple[int, int]:
     """(width, height) in pixels; what is not given follows from the picture's proportions, or from the model."""
-    width, height = numbers.width, numbers.height
-    if request.image is not None:
-        own_height, own_width = request.image.shape[1:3]
-        shrink = math.sqrt(width * height / (own_width * own_height))
-        width, height = _whole(own_width * shrink, numbers), _whole(own_height * shrink, numbers)
-    return request.width or width, request.height or height
+    if request.image is None:
+        return request.width or numbers.width, request.height or numbers.height
+    own_height, own_width = request.image.shape[1:3]
+    if request.width is not None:
+        scale = request.width / own_width
+    elif request.height is not None:
+        scale = request.height / own_height
+    else:
+        scale = math.sqrt(numbers.width * numbers.height / (own_width * own_height))
+    return request.width or _whole(own_width * scale, numbers), request.height or _whole(own_height * scale, numbers)
 
 
 def _whole(size: float, numbers: Numbers) -> int:

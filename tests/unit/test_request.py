@@ -47,6 +47,9 @@ def test_a_starting_picture_gives_the_task_and_keeps_its_proportions() -> None:
     request = resolve(make_request("a cat", seed=1, image=picture), NUMBERS)
     assert (request.task, request.width, request.height) == ("image-to-image", 32, 64)
     assert request.image is not None and request.image.shape == (1, 64, 32, 3)
+    for sides in ({"width": 16}, {"height": 32}):
+        request = resolve(make_request("a cat", seed=1, image=picture, **sides), NUMBERS)
+        assert (request.width, request.height) == (16, 32)
     assert resolve(make_request("a cat", seed=1, image=picture, width=16, height=8), NUMBERS).width == 16
 
 
