@@ -44,7 +44,7 @@ def _picture_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--best", type=int, metavar="N", help="save only the N that show the prompt best, if the model has a judge"
     )
-    group.add_argument("--seed", type=int, help="0 to 2^64-1 (default: random, and said)")
+    group.add_argument("--seed", type=int, help="0 to 2^64-1 (default: random; the file tells it)")
     group.add_argument(
         "--rng", choices=("cpu", "cuda"), default="cpu", help="whose torch noise to reproduce (default: cpu)"
     )
