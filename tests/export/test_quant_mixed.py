@@ -209,9 +209,15 @@ def test_one_sample_is_enough_and_none_is_not() -> None:
         mixed.quantize(network(), replace(BASE, target_sqnr_db=30), [])
 
 
-def test_an_average_that_can_not_be_had_is_refused() -> None:
+def test_an_average_that_can_not_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixed, "LITTLE", 0)
     with pytest.raises(ExportError, match=r"4 bits a weight, the smallest forms of these weights take 5\.\d\d"):
         mixed.quantize(network(), replace(BASE, bits=4), samples())
+
+
+def test_a_little_component_takes_its_smallest_forms_instead() -> None:
+    report = mixed.quantize(network(), replace(BASE, bits=4), samples())
+    assert set(report.bits.values()) <= {4, 8} and 4 in report.bits.values()
 
 
 def test_small_and_huge_weights_are_not_touched() -> None:

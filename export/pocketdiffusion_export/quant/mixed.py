@@ -43,6 +43,8 @@ CORRECTIONS = 5
 """Choices that are measured as a whole on the way to a target."""
 CLOSE = 10 ** (-0.25 / 10)
 """A noise of this part of the target or more is near enough: a quarter of a decibel."""
+LITTLE = 1_000_000
+"""A component of fewer weights, such as a tiny decoder, takes its smallest forms where they exceed an average."""
 TINY = 1e-30
 """Stands for a noise of zero in a divisor."""
 
@@ -150,6 +152,8 @@ def _measured(forms: Forms, groups: int, measure: Callable[[Choice], float], rep
 def _of_size(forms: Forms, recipe: Recipe, weights: int) -> Choice:
     """The choice with the least predicted noise among those of the recipe's average of bits."""
     chosen = choose(_each(forms, _bytes), _each(forms, _error), recipe.bits * weights / 8)
+    if chosen is None and weights < LITTLE:
+        return {name: of_one[-1] for name, of_one in forms.items()}
     if chosen is None:
         least = 8 * sum(of_one[-1].size for of_one in forms.values()) / weights
         raise ExportError(
