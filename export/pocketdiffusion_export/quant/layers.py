@@ -4,7 +4,7 @@ Quantized are Conv (input and output: onnxruntime has no integer Conv with a flo
 (input only). Gemm stays float: diffusion models use it on one vector per image, where it takes no time. Attention's own
 products stay float, because quantized ones break the fused attention of OpenVINO, which costs more than it saves. So
 does a Conv of few channels, such as the first one of latents or of a picture: it is a thousandth of the work, what it
-loses is lost to the whole graph, and OpenVINO 2026.4 drops its bias where its result also meets a Concat.
+loses is lost to the whole graph, and OpenVINO 2026.4 was seen to drop its bias in a whole UNet.
 """
 
 from __future__ import annotations
