@@ -28,7 +28,7 @@ Pair = tuple[NDArray[np.int8], Array]
 Codes = Mapping[str, Pair]
 
 MIN_CHANNELS = 16
-"""Of a Conv's input."""
+"""Of a Conv's input, in each of its groups."""
 
 
 @dataclass(frozen=True, slots=True)

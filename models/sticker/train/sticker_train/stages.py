@@ -83,7 +83,7 @@ def scheduler_of(run: Run) -> Any:
 
 
 def second_order(scheduler: Any) -> Any:
-    """The sampler of a UNet that is not distilled: a dozen steps are enough (DPM-Solver++, arXiv:2211.01095)."""
+    """The sampler of a UNet that is not distilled: eight steps are enough (DPM-Solver++, arXiv:2211.01095)."""
     kept = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type", "timestep_spacing")
     numbers = {name: scheduler.config[name] for name in (*kept, "rescale_betas_zero_snr", "steps_offset")}
     return DPMSolverMultistepScheduler(**numbers)
