@@ -20,7 +20,9 @@ BETWEEN = ("wait_open", "close")
 """What can happen to a graph inside another stage, which is then cut; but inside a step it is a part of the step."""
 UNEVEN_STEP = "uneven_step"
 """A step of a run that leaves work out: it says nothing of the other steps, so it is no sample of "step"."""
-STAGES = (*BETWEEN, "vae_encode", "step", "vae_decode")
+CUT = ("text_encode",)
+"""Stages that are shown without what happens to graphs in them."""
+STAGES = (*BETWEEN, *CUT, "tokenise", "vae_encode", "step", "vae_decode")
 
 
 def stage_of(component: str) -> str:
@@ -31,22 +33,14 @@ def stage_of(component: str) -> str:
 def timeline(spans: Sequence[TimedSpan], start: float, end: float) -> Iterator[Interval]:
     """The stages of one picture, none inside another.
 
-    The runtime's "text_encode" holds the tokeniser's work, which goes on while graphs are opened, and waits for them.
-    What comes before it from `start` is "prepare" (checks, starting the openings), what follows the last stage until
-    `end` is "convert" (the array becomes a picture).
+    What comes before the first, "tokenise", from `start` is "prepare" (checks, starting the openings), what follows the
+    last stage until `end` is "convert" (the array becomes a picture).
     """
-    latest = start
-    for span in spans:
-        whole = Interval(span.name, span.start, span.start + span.seconds)
-        if span.name == "text_encode":
-            yield Interval("prepare", start, span.start)
-            yield from _encoding(whole, spans)
-        elif span.name in STAGES and not (span.name in BETWEEN and _in_step(span, spans)):
-            yield whole
-        else:
-            continue
-        latest = max(latest, whole.end)
-    yield Interval("convert", latest, end)
+    stages = [span for span in spans if span.name in STAGES and not (span.name in BETWEEN and _in_step(span, spans))]
+    yield Interval("prepare", start, min((span.start for span in stages), default=end))
+    for span in stages:
+        yield from _without_cuts(span, spans) if span.name in CUT else [_interval(span)]
+    yield Interval("convert", max((_interval(span).end for span in stages), default=end), end)
 
 
 def _in_step(span: TimedSpan, spans: Sequence[TimedSpan]) -> bool:
@@ -54,14 +48,15 @@ def _in_step(span: TimedSpan, spans: Sequence[TimedSpan]) -> bool:
     return any(step.start <= span.start < step.start + step.seconds for step in steps)
 
 
-def _encoding(whole: Interval, spans: Sequence[TimedSpan]) -> Iterator[Interval]:
-    """ "tokenise" until the first text encoder is wanted, then "text_encode" without what is cut out of it."""
-    inside = [span for span in spans if whole.start <= span.start < whole.end]
-    cuts = sorted((span.start, span.start + span.seconds) for span in inside if span.name in BETWEEN)
-    runs = [span.start for span in inside if stage_of(span.name) == "text_encode" and span.name.endswith(".run")]
-    place = min([*(start for start, _ in cuts), *runs], default=whole.end)
-    yield Interval("tokenise", whole.start, place)
-    for start, end in [*cuts, (whole.end, whole.end)]:
+def _interval(span: TimedSpan) -> Interval:
+    return Interval(span.name, span.start, span.start + span.seconds)
+
+
+def _without_cuts(span: TimedSpan, spans: Sequence[TimedSpan]) -> Iterator[Interval]:
+    whole = _interval(span)
+    cuts = sorted((cut.start, cut.start + cut.seconds) for cut in spans if cut.name in BETWEEN)
+    place = whole.start
+    for start, end in [*((a, b) for a, b in cuts if whole.start <= a < whole.end), (whole.end, whole.end)]:
         if start > place:
             yield Interval(whole.name, place, start)
         place = end

@@ -201,7 +201,7 @@ class Component:
     def close(self) -> None:
         """Free the graph, waiting for an opening under way. Closing twice is allowed; the next use opens it again."""
         with self._lock:
-            future, self._opening = self._opening, None
+            future, self._opening, self._shapes = self._opening, None, None
             self._fixes = self.backend.fixes_shapes(self._device)
         if future is not None and future.exception() is None:
             future.result()[0].close()

@@ -14,16 +14,6 @@ from pocketdiffusion.tensors import AnyArray, Array, TensorSpec
 from pocketdiffusion.timing import Timings
 
 
-def call_shapes(
-    component: Component, conditioning: Conditioning, latents: tuple[int, ...]
-) -> dict[str, tuple[int, ...]]:
-    """Input -> shape in calls for latents of such a shape (n, channels, h, w)."""
-    given = {name: array.shape for name, array in conditioning.positive.items()}
-    channels = latents[1] + (given["sample"][1] if "sample" in given else 0)
-    timestep = tuple(1 for _ in component.entry.inputs["timestep"].shape)
-    return {**given, "sample": (latents[0], channels, *latents[2:]), "timestep": timestep}
-
-
 def network(component: Component, inputs: Mapping[str, Array], timings: Timings) -> Network:
     """(x, timestep) -> raw output, with the conditioning inputs bound; see `Conditioning` for "sample" among them."""
     spec, channels = component.session.inputs["timestep"], inputs.get("sample")

@@ -6,6 +6,7 @@ Limits: one image size per call; guidance is classifier-free only.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -19,7 +20,6 @@ from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.models import find_bundle
 from pocketdiffusion.component import Component, Residency
 from pocketdiffusion.components import describe_choices, open_components
-from pocketdiffusion.denoiser import call_shapes
 from pocketdiffusion.denoising import answer, forecasting, run_levels, with_preset
 from pocketdiffusion.errors import BundleUnsupported, InvalidRequest, NonFinite
 from pocketdiffusion.families import Conditioning, load_family
@@ -39,6 +39,7 @@ from pocketdiffusion.tensors import Array
 from pocketdiffusion.tiles import Size, count
 from pocketdiffusion.timing import timed
 from pocketdiffusion.tuning.budget import Budget, limit_bytes
+from pocketdiffusion.tuning.shapes import graph_shapes
 from pocketdiffusion.tuning.tune import tuned_choices
 
 Prompts = str | Sequence[str]
@@ -200,13 +201,14 @@ class Pipeline:
 
     def _generate(self, run: Run) -> Generator[Step, None, Result]:
         request, timings = run.request, run.timings
-        for name in self._needed(request):
-            part = self._part(name, request)
-            self._expect(part, request)
-            if run.memory is None:  # what is opened together takes memory together
-                part.open_ahead()
+        parts = {name: self._part(name, request) for name in self._needed(request)}
+        for name, part in parts.items():  # until the prompts are read, not for a denoiser of fixed shapes
+            self._open_ahead(part, run, None if name == self._family.denoiser else 1)
+        with timings.span("tokenise"):
+            split = self._family.split(request, self.components)
+        self._open_ahead(parts[self._family.denoiser], run, split.chunks)
         with timings.span("text_encode"):
-            conditioning = self._family.condition(request, self.components, timings)
+            conditioning = self._family.condition(request, split, self.components, timings)
         noise = stacked(request.noise_sources(), sizes.latent_shape(request, self.bundle.manifest.numbers))
         latents = yield from self._denoise(run, conditioning, noise)
         images: Array | None = None
@@ -250,7 +252,6 @@ class Pipeline:
             conditioning = conditioning.with_channels(start.channels, guiding=request.task == "instruct")
         index = 0
         with self._part(self._family.denoiser, request).use() as component:
-            component.expect(call_shapes(component, conditioning, start.x.shape))
             component.wait(run.timings)  # opened ahead in a thread; that is no part of the first step
             denoise = denoiser(answer(component, run, conditioning), run.parameterization)
             forecast = forecasting(denoise, run, start.levels)
@@ -275,7 +276,6 @@ class Pipeline:
                 return vae.decode(decoder, latents, run.numbers, run.timings, bands=run.request.vae_bands)
         name = vae.decoder_of(run.request)
         with self._part(name, run.request).use() as decoder:
-            self._expect(decoder, run.request)
             decoder.wait(run.timings)
             with run.timings.span("vae_decode"):
                 return vae.decode(decoder, latents, run.numbers, run.timings, self._tile(name, run.request))
@@ -283,7 +283,6 @@ class Pipeline:
     def _encode(self, run: Run) -> Callable[[Array, Noise], Array]:
         def encode(images: Array, noise: Noise) -> Array:
             with self._part("vae_encoder", run.request).use() as encoder:
-                self._expect(encoder, run.request)
                 encoder.wait(run.timings)
                 with run.timings.span("vae_encode"):
                     tile = self._tile("vae_encoder", run.request)
@@ -306,15 +305,15 @@ class Pipeline:
             return height, width
         return vae.tile_for(self.components[name], (height, width), self.bundle.manifest.numbers, request.vae_tile)
 
-    def _expect(self, part: Component, request: Request) -> None:
-        """Say what a component will be fed, as far as the request tells it: the denoiser's prompts may be long."""
-        numbers, cells = self.bundle.manifest.numbers, self._tile(part.name, request)
-        if part.name.startswith("text_encoder"):
-            part.expect({"input_ids": (1, numbers.text_length)})
-        elif part.name == "vae_encoder":
-            part.expect({"sample": (1, 3, *(side * numbers.vae_factor for side in cells))})
-        elif part.name in vae.COMPONENTS and request.vae_bands is None:
-            part.expect({"latent_sample": (1, numbers.latent_channels, *cells)})
+    def _open_ahead(self, part: Component, run: Run, texts: int | None = 1) -> None:
+        """Tell a component what it will be fed, of `texts` text lengths if that is known, and open it in a thread."""
+        numbers, cells = self.bundle.manifest.numbers, self._tile(part.name, run.request)
+        if texts is not None:
+            numbers = replace(numbers, text_length=numbers.text_length * texts)
+            with suppress(BundleUnsupported):  # a graph whose axes are not all known is opened for any shapes
+                part.expect(graph_shapes(part.name, part.entry, numbers, cells, rows=1))
+        if run.memory is None:  # what is opened together takes memory together
+            part.open_ahead()
 
     def _needed(self, request: Request) -> list[str]:
         """Components in the order of use."""

@@ -60,7 +60,7 @@ class Result:
     seeds: tuple[int, ...]
     """One for each image; it makes the same image alone, unless one generator was given for several images."""
     timings: Timings
-    """Spans: text_encode, step, vae_decode, wait_open, active, and each component's own runs and opening."""
+    """Spans: tokenise, text_encode, step, vae_decode, wait_open, active, and each component's own runs and opening."""
     configuration: Mapping[str, ComponentUse]
     parameters: tuple[Parameters, ...]
     """What saved files say about each image."""

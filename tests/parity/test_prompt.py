@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from pocketdiffusion.prompt import ClipTokenizer, encode_prompts
+from pocketdiffusion.prompt import ClipTokenizer, encode_prompts, split_prompts
 from pocketdiffusion.tensors import AnyArray
 
 torch = pytest.importorskip("torch")
@@ -72,11 +72,14 @@ def run_text_encoder(model: Any, ids: AnyArray) -> Mapping[str, AnyArray]:
     return {name: value.numpy() for name, value in named.items()}
 
 
-def encode(reference: Any, folder: Path, prompts: list[str], negatives: list[str], **options: Any) -> Any:
+def encode(
+    reference: Any, folder: Path, prompts: list[str], negatives: list[str], *, clip_skip: int = 0, **options: Any
+) -> Any:
     def run(ids: AnyArray) -> Mapping[str, AnyArray]:
         return run_text_encoder(reference.text_encoder, ids)
 
-    return encode_prompts(ClipTokenizer.load(folder), run, prompts, negatives, **options)
+    tokenizer = ClipTokenizer.load(folder)
+    return encode_prompts(tokenizer, run, split_prompts(tokenizer, prompts, negatives, **options), clip_skip=clip_skip)
 
 
 def diffusers_states(reference: Any, prompts: list[str], negatives: list[str], skip: int) -> list[AnyArray]:

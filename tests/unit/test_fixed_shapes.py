@@ -101,17 +101,20 @@ def test_pictures_do_not_depend_on_it(
     assert len(backend.opened) == len(set(backend.opened))
 
 
-def test_all_but_the_denoiser_are_opened_when_a_generation_begins(
-    make_pipe: Callable[..., Pipeline], backend: FakeBackend
+@pytest.mark.parametrize("prompt", ["a", "a " * 200])
+def test_all_graphs_are_opened_before_the_text_is_encoded(
+    make_pipe: Callable[..., Pipeline], backend: FakeBackend, prompt: str
 ) -> None:
+    """The denoiser too, whose shapes are known when the prompts are read; none is opened a second time."""
     backend.fixes = True
     pipe = make_pipe()
-    generation = pipe.stream("a", seed=0)
+    generation = pipe.stream(prompt, seed=0, guidance_scale=5)
     assert not backend.opened
     next(generation)
-    for name in ("text_encoder", "vae_decoder"):
-        pipe.components[name].wait(Timings())
-    decoder = pipe.components["vae_decoder"].session.inputs["latent_sample"].shape
-    assert decoder[0] == 1 and all(isinstance(size, int) for size in decoder)
-    assert len(generation.result.images) == 1
-    assert len(backend.opened) == 3  # none a second time
+    first = min(span.start for span in generation.result.timings.spans if span.name == "text_encoder.run")
+    openings = [span for span in generation.result.timings.spans if span.name.endswith(".open")]
+    assert len(openings) == len(backend.opened) == 3
+    assert all(span.start <= first for span in openings)
+    for name in ("text_encoder", "unet", "vae_decoder"):
+        shapes = [spec.shape for spec in pipe.components[name].session.inputs.values()]
+        assert all(isinstance(size, int) for shape in shapes for size in shape)

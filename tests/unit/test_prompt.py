@@ -17,7 +17,15 @@ from tokenizers.pre_tokenizers import ByteLevel
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.bundle.manifest import FileEntry, Manifest, Source
 from pocketdiffusion.errors import BundleCorrupt, BundleUnsupported, InvalidRequest
-from pocketdiffusion.prompt.encode import Chunk, ClipTokenizer, encode_chunks, encode_prompts, split_prompts
+from pocketdiffusion.prompt.encode import (
+    Chunk,
+    ClipTokenizer,
+    EncodedPrompts,
+    RunTextEncoder,
+    encode_chunks,
+    encode_prompts,
+    split_prompts,
+)
 from pocketdiffusion.tensors import AnyArray
 
 SIZE = 8
@@ -55,6 +63,19 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ClipTokenizer:
     return ClipTokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
 
 
+def encode(
+    tokenizer: ClipTokenizer,
+    encoder: RunTextEncoder,
+    prompts: list[str],
+    negative_prompts: list[str] | None,
+    *,
+    clip_skip: int = 0,
+    **options: Any,
+) -> EncodedPrompts:
+    split = split_prompts(tokenizer, prompts, negative_prompts, **options)
+    return encode_prompts(tokenizer, encoder, split, clip_skip=clip_skip)
+
+
 def chunk_texts(tokenizer: ClipTokenizer, prompt: str, *, weighting: bool = False, **options: str) -> list[str]:
     split = split_prompts(tokenizer, [prompt], None, weighting=weighting, **options)
     return [tokenizer.decode(chunk.ids) for chunk in split.positive[0]]
@@ -62,7 +83,7 @@ def chunk_texts(tokenizer: ClipTokenizer, prompt: str, *, weighting: bool = Fals
 
 def test_rows_have_start_end_and_padding(tokenizer: ClipTokenizer) -> None:
     encoder = Encoder()
-    encoded = encode_prompts(tokenizer, encoder, ["ab", ""], None, weighting=False)
+    encoded = encode(tokenizer, encoder, ["ab", ""], None, weighting=False)
     ids = tokenizer.encode("ab")
     rest = [tokenizer.pad] * (SIZE - 2)
     assert encoder.calls[0].tolist() == [
@@ -80,14 +101,14 @@ def test_padding_token_of_the_folder_is_used(tmp_path: Path) -> None:
     config = {"model_max_length": 5, "pad_token": "!", "eos_token": {"content": "<|endoftext|>"}}
     tokenizer = ClipTokenizer.load(write_tokenizer(tmp_path, config))
     encoder = Encoder()
-    encode_prompts(tokenizer, encoder, ["a"], None, weighting=False)
+    encode(tokenizer, encoder, ["a"], None, weighting=False)
     assert tokenizer.pad != tokenizer.eos
     assert encoder.calls[0][0].tolist()[2:] == [tokenizer.eos, tokenizer.pad, tokenizer.pad]
 
 
 def test_long_prompt_is_chunked_and_joined(tokenizer: ClipTokenizer) -> None:
     text = "abcdefghijklmnopqr"  # 18 tokens
-    encoded = encode_prompts(tokenizer, Encoder(), [text], [""], weighting=False)
+    encoded = encode(tokenizer, Encoder(), [text], [""], weighting=False)
     assert chunk_texts(tokenizer, text) == ["abcdefgh", "ijklmnop", "qr"]
     assert encoded.negative is not None
     assert encoded.positive.shape == encoded.negative.shape == (1, 3 * (SIZE + 2), 3)
@@ -115,9 +136,7 @@ def test_break_starts_a_chunk_only_with_weighting(tokenizer: ClipTokenizer) -> N
 
 
 def test_truncation_is_said_and_names_the_text(tokenizer: ClipTokenizer) -> None:
-    encoded = encode_prompts(
-        tokenizer, Encoder(), ["abcdefgh ij"], ["klmnopqr st"], weighting=False, long_prompt="truncate"
-    )
+    encoded = encode(tokenizer, Encoder(), ["abcdefgh ij"], ["klmnopqr st"], weighting=False, long_prompt="truncate")
     assert encoded.positive.shape == (1, SIZE + 2, 3)
     first, second = encoded.messages
     assert first.startswith("prompt cut to 8 tokens")
@@ -135,8 +154,8 @@ def test_truncation_ignores_commas_and_reports_equal_texts_once(tokenizer: ClipT
 
 
 def test_weights_scale_tokens_and_keep_the_mean(tokenizer: ClipTokenizer) -> None:
-    plain = encode_prompts(tokenizer, Encoder(), ["a bc d"], None, weighting=True).positive[0]
-    weighted = encode_prompts(tokenizer, Encoder(), ["a (bc:2) d"], None, weighting=True).positive[0]
+    plain = encode(tokenizer, Encoder(), ["a bc d"], None, weighting=True).positive[0]
+    weighted = encode(tokenizer, Encoder(), ["a (bc:2) d"], None, weighting=True).positive[0]
     weights = np.ones((SIZE + 2, 1))
     weights[2:4] = 2
     expected = plain * weights
@@ -146,8 +165,8 @@ def test_weights_scale_tokens_and_keep_the_mean(tokenizer: ClipTokenizer) -> Non
 
 
 def test_mean_is_kept_by_the_chunk(tokenizer: ClipTokenizer) -> None:
-    one = encode_prompts(tokenizer, Encoder(), ["a BREAK b"], None, weighting=True).positive[0]
-    two = encode_prompts(tokenizer, Encoder(), ["a BREAK (b:3)"], None, weighting=True).positive[0]
+    one = encode(tokenizer, Encoder(), ["a BREAK b"], None, weighting=True).positive[0]
+    two = encode(tokenizer, Encoder(), ["a BREAK (b:3)"], None, weighting=True).positive[0]
     np.testing.assert_array_equal(one[: SIZE + 2], two[: SIZE + 2])
     assert two[SIZE + 2 :].mean() == pytest.approx(one[SIZE + 2 :].mean(), rel=1e-6)
 
@@ -156,7 +175,7 @@ def test_zero_mean_leaves_weighted_states_finite(tokenizer: ClipTokenizer) -> No
     def zeros(ids: AnyArray) -> Mapping[str, AnyArray]:
         return {"last_hidden_state": np.zeros((*ids.shape, 3), np.float32)}
 
-    encoded = encode_prompts(tokenizer, zeros, ["(a:2)"], None, weighting=True)
+    encoded = encode(tokenizer, zeros, ["(a:2)"], None, weighting=True)
     assert not encoded.positive.any()
 
 
@@ -166,7 +185,7 @@ def test_without_weighting_brackets_are_text(tokenizer: ClipTokenizer) -> None:
 
 def test_equal_rows_run_once_in_one_call(tokenizer: ClipTokenizer) -> None:
     encoder = Encoder()
-    encoded = encode_prompts(tokenizer, encoder, ["a", "(a:2)", "a"], ["b", "b", "b"], weighting=True)
+    encoded = encode(tokenizer, encoder, ["a", "(a:2)", "a"], ["b", "b", "b"], weighting=True)
     assert [call.shape for call in encoder.calls] == [(2, SIZE + 2)]
     assert encoded.negative is not None
     np.testing.assert_array_equal(encoded.positive[0], encoded.positive[2])
@@ -175,8 +194,8 @@ def test_equal_rows_run_once_in_one_call(tokenizer: ClipTokenizer) -> None:
 
 
 def test_batch_row_equals_the_prompt_alone(tokenizer: ClipTokenizer) -> None:
-    batch = encode_prompts(tokenizer, Encoder(), ["ab", "cd"], ["x", "yz"], weighting=False)
-    alone = encode_prompts(tokenizer, Encoder(), ["cd"], ["yz"], weighting=False)
+    batch = encode(tokenizer, Encoder(), ["ab", "cd"], ["x", "yz"], weighting=False)
+    alone = encode(tokenizer, Encoder(), ["cd"], ["yz"], weighting=False)
     assert batch.negative is not None
     assert alone.negative is not None
     np.testing.assert_array_equal(batch.positive[1], alone.positive[0])
@@ -184,7 +203,7 @@ def test_batch_row_equals_the_prompt_alone(tokenizer: ClipTokenizer) -> None:
 
 
 def test_pooled_is_the_first_chunks(tokenizer: ClipTokenizer) -> None:
-    encoded = encode_prompts(tokenizer, Encoder(), ["abcdefghij"], ["k"], weighting=False)
+    encoded = encode(tokenizer, Encoder(), ["abcdefghij"], ["k"], weighting=False)
     assert encoded.pooled is not None
     assert encoded.negative_pooled is not None
     assert encoded.pooled[0].tolist() == [tokenizer.bos, *tokenizer.encode("abcdefghij")[:SIZE], tokenizer.eos]
@@ -196,22 +215,22 @@ def test_projected_pooled_output_comes_first_and_none_is_allowed(tokenizer: Clip
         outputs = dict(Encoder()(ids))
         return outputs | {"text_embeds": -outputs["pooler_output"]}
 
-    assert encode_prompts(tokenizer, Encoder(pooled=None), ["a"], None, weighting=False).pooled is None
-    projected = encode_prompts(tokenizer, both, ["a"], None, weighting=False).pooled
+    assert encode(tokenizer, Encoder(pooled=None), ["a"], None, weighting=False).pooled is None
+    projected = encode(tokenizer, both, ["a"], None, weighting=False).pooled
     assert projected is not None
     assert projected[0, 0] == -tokenizer.bos
 
 
 def test_clip_skip_takes_its_own_output(tokenizer: ClipTokenizer) -> None:
     encoder = Encoder("clip_skip_1", "clip_skip_2")
-    last = encode_prompts(tokenizer, encoder, ["a"], None, weighting=False).positive
-    skipped = encode_prompts(tokenizer, encoder, ["a"], None, weighting=False, clip_skip=2).positive
+    last = encode(tokenizer, encoder, ["a"], None, weighting=False).positive
+    skipped = encode(tokenizer, encoder, ["a"], None, weighting=False, clip_skip=2).positive
     np.testing.assert_array_equal(skipped, -last)
 
 
 def test_missing_outputs_list_what_there_is(tokenizer: ClipTokenizer) -> None:
     with pytest.raises(BundleUnsupported, match=r"clip_skip=3 .* offers clip_skip 0, 1;"):
-        encode_prompts(tokenizer, Encoder("clip_skip_1"), ["a"], None, weighting=False, clip_skip=3)
+        encode(tokenizer, Encoder("clip_skip_1"), ["a"], None, weighting=False, clip_skip=3)
     with pytest.raises(BundleUnsupported, match="no output 'penultimate', only last_hidden_state, pooler_output"):
         encode_chunks(tokenizer, Encoder(), [[Chunk()]], "penultimate")
 
@@ -228,7 +247,7 @@ def test_missing_outputs_list_what_there_is(tokenizer: ClipTokenizer) -> None:
 def test_parameters_that_cannot_be_served(tokenizer: ClipTokenizer, parameter: str, options: dict[str, object]) -> None:
     arguments = {"prompts": ["a"], "negative_prompts": None, "weighting": False} | options
     with pytest.raises(InvalidRequest) as caught:
-        encode_prompts(tokenizer, Encoder(), **arguments)  # type: ignore[arg-type]
+        encode(tokenizer, Encoder(), **arguments)  # type: ignore[arg-type]
     assert caught.value.parameter == parameter
 
 

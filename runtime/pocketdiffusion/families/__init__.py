@@ -12,6 +12,7 @@ import numpy as np
 from pocketdiffusion.bundle import Bundle
 from pocketdiffusion.component import Component
 from pocketdiffusion.errors import BundleUnsupported
+from pocketdiffusion.prompt import SplitPrompts
 from pocketdiffusion.request import Request
 from pocketdiffusion.tensors import Array
 from pocketdiffusion.timing import Timings
@@ -59,10 +60,16 @@ class Family(Protocol):
     """Schedules that have a table of this family's own: general name -> name in SCHEDULES."""
 
     def prepare(self) -> None:
-        """Read what no graph holds and `condition` needs, tokenizers, which else happens on first use."""
+        """Read what no graph holds and `split` needs, tokenizers, which else happens on first use."""
         ...
 
-    def condition(self, request: Request, components: Mapping[str, Component], timings: Timings) -> Conditioning:
+    def split(self, request: Request, components: Mapping[str, Component]) -> SplitPrompts:
+        """Tokenize the prompts of a resolved request, which needs no graph. Raises InvalidRequest."""
+        ...
+
+    def condition(
+        self, request: Request, split: SplitPrompts, components: Mapping[str, Component], timings: Timings
+    ) -> Conditioning:
         """Run what precedes the loop (text encoders, size ids ...) for a resolved request."""
         ...
 

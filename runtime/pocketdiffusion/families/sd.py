@@ -12,7 +12,7 @@ from pocketdiffusion.component import Component
 from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.families import Conditioning
 from pocketdiffusion.families.guidance import scale_input, takes_scale
-from pocketdiffusion.prompt import encode_prompts
+from pocketdiffusion.prompt import SplitPrompts, encode_prompts, split_prompts
 from pocketdiffusion.prompt.tokenizer import ClipTokenizer
 from pocketdiffusion.request import SIZE_IDS, Request
 from pocketdiffusion.tensors import AnyArray, Array
@@ -37,30 +37,34 @@ class StableDiffusion:
         """Read the tokenizer."""
         _ = self.tokenizer
 
-    def condition(self, request: Request, components: Mapping[str, Component], timings: Timings) -> Conditioning:
-        """Text encoder states, (images, tokens, width) float32, for the prompts and, with guidance, the negatives."""
+    def split(self, request: Request, components: Mapping[str, Component]) -> SplitPrompts:
+        """The prompts and, with guidance by two passes, the negative ones. Raises InvalidRequest."""
         for name in SIZE_IDS:
             if getattr(request, name) is not None:
                 raise InvalidRequest(
                     name, f"{name} was given; only SDXL models take it, {self._bundle.manifest.name} is none"
                 )
-        encoder, denoiser = components["text_encoder"], components[self.denoiser]
-        scale = scale_input(request, denoiser)
+        negatives = request.negative_prompt or ("",) * len(request.prompt)
+        return split_prompts(
+            self.tokenizer,
+            request.prompt,
+            negatives if request.guided and not takes_scale(components[self.denoiser]) else None,
+            weighting=request.weighting,
+            long_prompt=request.long_prompt,
+        )
+
+    def condition(
+        self, request: Request, split: SplitPrompts, components: Mapping[str, Component], timings: Timings
+    ) -> Conditioning:
+        """Text encoder states, (images, tokens, width) float32, for the prompts and, with guidance, the negatives."""
+        encoder = components["text_encoder"]
+        scale = scale_input(request, components[self.denoiser])
 
         def run(ids: AnyArray) -> Mapping[str, AnyArray]:
             return encoder.run({"input_ids": ids}, timings)
 
-        negatives = request.negative_prompt or ("",) * len(request.prompt)
         with encoder.use():
-            encoded = encode_prompts(
-                self.tokenizer,
-                run,
-                request.prompt,
-                negatives if request.guided and not takes_scale(denoiser) else None,
-                clip_skip=request.clip_skip,
-                weighting=request.weighting,
-                long_prompt=request.long_prompt,
-            )
+            encoded = encode_prompts(self.tokenizer, run, split, clip_skip=request.clip_skip)
         negative = None if encoded.negative is None else _inputs(encoded.negative, request)
         return Conditioning(_inputs(encoded.positive, request) | scale, negative, tuple(encoded.messages))
 

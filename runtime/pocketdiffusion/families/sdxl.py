@@ -15,7 +15,7 @@ from pocketdiffusion.component import Component
 from pocketdiffusion.errors import BundleUnsupported
 from pocketdiffusion.families import Conditioning
 from pocketdiffusion.families.guidance import scale_input, takes_scale
-from pocketdiffusion.prompt import encode_chunks, split_prompts
+from pocketdiffusion.prompt import SplitPrompts, encode_chunks, split_prompts
 from pocketdiffusion.prompt.encode import Chunk
 from pocketdiffusion.prompt.tokenizer import ClipTokenizer
 from pocketdiffusion.request import Request
@@ -44,25 +44,29 @@ class StableDiffusionXL:
         """Read both tokenizers."""
         _ = self.tokenizers
 
-    def condition(self, request: Request, components: Mapping[str, Component], timings: Timings) -> Conditioning:
-        """States (images, tokens, both widths), `text_embeds` (images, width) and `time_ids` (images, 6), float32."""
-        denoiser = components[self.denoiser]
-        shared = {"time_ids": _time_ids(request)} | scale_input(request, denoiser)
-        guided = request.guided and not takes_scale(denoiser)
-        zeros = guided and request.negative_prompt is None and self._zeros_for_empty
+    def split(self, request: Request, components: Mapping[str, Component]) -> SplitPrompts:
+        """The prompts, by the first tokenizer, and the negative ones unless zeros stand for them."""
+        guided = self._guided(request, components)
         negatives = request.negative_prompt or ("",) * len(request.prompt)
-        split = split_prompts(
+        return split_prompts(
             self.tokenizers[0],
             request.prompt,
-            negatives if guided and not zeros else None,
+            negatives if guided and not self._zeros(request) else None,
             weighting=request.weighting,
             long_prompt=request.long_prompt,
         )
-        rows = self._encode(split.positive + (split.negative or ()), request, components, timings)
+
+    def condition(
+        self, request: Request, split: SplitPrompts, components: Mapping[str, Component], timings: Timings
+    ) -> Conditioning:
+        """States (images, tokens, both widths), `text_embeds` (images, width) and `time_ids` (images, 6), float32."""
+        guided = self._guided(request, components)
+        shared = {"time_ids": _time_ids(request)} | scale_input(request, components[self.denoiser])
+        rows = self._encode(split.rows, request, components, timings)
         count, copies = len(split.positive), request.num_images_per_prompt
         positive = {name: np.repeat(array[:count], copies, axis=0) for name, array in rows.items()}
         negative = {name: np.repeat(array[count:], copies, axis=0) for name, array in rows.items()}
-        if zeros:
+        if self._zeros(request):
             negative = {name: np.zeros_like(array) for name, array in positive.items()}
         return Conditioning(positive | shared, negative | shared if guided else None, split.messages)
 
@@ -96,10 +100,14 @@ class StableDiffusionXL:
             raise BundleUnsupported(f"clip_skip={clip_skip} needs the output '{output}' of {name}, which it has not")
         return output
 
-    @property
-    def _zeros_for_empty(self) -> bool:
-        """Whether no negative prompt means zeros (as Diffusers takes it) or the encoded empty text."""
-        return bool(self._bundle.read_json("model_index.json").get("force_zeros_for_empty_prompt", True))
+    def _guided(self, request: Request, components: Mapping[str, Component]) -> bool:
+        """By two passes."""
+        return request.guided and not takes_scale(components[self.denoiser])
+
+    def _zeros(self, request: Request) -> bool:
+        """Whether no negative prompt means zeros (as Diffusers takes it) and not the encoded empty text."""
+        index = self._bundle.read_json("model_index.json")
+        return request.negative_prompt is None and bool(index.get("force_zeros_for_empty_prompt", True))
 
 
 def _time_ids(request: Request) -> Array:

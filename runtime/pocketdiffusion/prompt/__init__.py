@@ -2,6 +2,7 @@
 
 from pocketdiffusion.prompt.encode import (
     EncodedPrompts,
+    SplitPrompts,
     encode_chunks,
     encode_prompts,
     hidden_name,
@@ -15,6 +16,7 @@ __all__ = [
     "ClipTokenizer",
     "EncodedPrompts",
     "Fragment",
+    "SplitPrompts",
     "encode_chunks",
     "encode_prompts",
     "hidden_name",

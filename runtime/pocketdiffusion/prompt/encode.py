@@ -4,9 +4,9 @@ A long prompt is encoded in chunks of `length - 2` tokens, each between its own 
 joined along the token axis. A chunk that is full ends after its last comma where one is near. A weight multiplies the
 hidden states of its tokens; the chunk's mean is then restored, as A1111's "original" emphasis does.
 
-A family with two encoders calls `split_prompts` once, `encode_chunks` with each tokenizer and encoder, and joins the
-hidden states along the last axis. Limits: no prompt editing, no `AND`; the pooled output is the first chunk's, and
-weights do not change it.
+A family calls `split_prompts` once, before any graph is needed, and then `encode_prompts`; one with two encoders calls
+`encode_chunks` with each tokenizer and encoder instead, and joins the hidden states along the last axis. Limits: no
+prompt editing, no `AND`; the pooled output is the first chunk's, and weights do not change it.
 """
 
 from __future__ import annotations
@@ -62,6 +62,16 @@ class SplitPrompts:
     messages: tuple[str, ...]
     """What was cut off, one sentence for each text."""
 
+    @property
+    def rows(self) -> tuple[tuple[Chunk, ...], ...]:
+        """The prompts, then the negative ones."""
+        return self.positive + (self.negative or ())
+
+    @property
+    def chunks(self) -> int:
+        """Of each prompt: how often it fills a text encoder."""
+        return len(self.positive[0])
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompts:
@@ -79,25 +89,14 @@ class EncodedPrompts:
 
 
 def encode_prompts(
-    tokenizer: ClipTokenizer,
-    run_text_encoder: RunTextEncoder,
-    prompts: Sequence[str],
-    negative_prompts: Sequence[str] | None,
-    *,
-    clip_skip: int = 0,
-    weighting: bool,
-    long_prompt: str = "chunk",
+    tokenizer: ClipTokenizer, run_text_encoder: RunTextEncoder, split: SplitPrompts, *, clip_skip: int = 0
 ) -> EncodedPrompts:
     """Encode prompts with one text encoder, which is run once, on the distinct rows.
 
-    `clip_skip` is Diffusers': 0 is the last layer, 1 leaves out one layer (A1111 counts from 1). `weighting` reads the
-    notation of `prompt_syntax`; without it brackets are text. `long_prompt` is "chunk", which encodes everything, or
-    "truncate", which keeps the first chunk, as Diffusers does, and says in `messages` what was left out. Raises
-    InvalidRequest for parameters, BundleUnsupported when the graph lacks the output.
+    `clip_skip` is Diffusers': 0 is the last layer, 1 leaves out one layer (A1111 counts from 1). Raises InvalidRequest
+    for a negative one, BundleUnsupported when the graph lacks the output.
     """
-    output = hidden_name(clip_skip)
-    split = split_prompts(tokenizer, prompts, negative_prompts, weighting=weighting, long_prompt=long_prompt)
-    hidden, pooled = encode_chunks(tokenizer, run_text_encoder, split.positive + (split.negative or ()), output)
+    hidden, pooled = encode_chunks(tokenizer, run_text_encoder, split.rows, hidden_name(clip_skip))
     count = len(split.positive)
     has_negative = split.negative is not None
     return EncodedPrompts(
@@ -124,7 +123,12 @@ def split_prompts(
     weighting: bool,
     long_prompt: str = "chunk",
 ) -> SplitPrompts:
-    """Tokenize prompts into chunks. Raises InvalidRequest for parameters that do not fit together."""
+    """Tokenize prompts into chunks.
+
+    `weighting` reads the notation of `prompt.syntax`; without it brackets are text. `long_prompt` is "chunk", which
+    keeps everything, or "truncate", which keeps the first chunk, as Diffusers does, and says in `messages` what was
+    left out. Raises InvalidRequest for parameters that do not fit together.
+    """
     one_of("long_prompt", long_prompt, LONG_PROMPT)
     if not prompts:
         raise InvalidRequest("prompt", "no prompt was given; an empty text is allowed, an empty list is not")
