@@ -85,7 +85,7 @@ def _reference(record: Record, found: Found) -> tuple[Measured, Record] | None:
 
 def _is_float32(record: Record) -> bool:
     used = record.configuration
-    computed = record.status == OK and record.case.exact
+    computed = record.status == OK and record.case.exact and record.case.downsample_keys is None
     return computed and (used.get("precision"), used.get("recipe")) == ("float32", "fp32")
 
 
@@ -112,9 +112,10 @@ def _rate(record: Record, found: Found, say: Say) -> Rate | None:
 
 
 def _bundle(record: Record, found: Found) -> Bundle:
-    """One of the record's model, with whatever recipe. Raises BenchError."""
+    """One of the record's model and keys, with whatever recipe. Raises BenchError."""
     for job, other in found:
-        if other.case.model == record.case.model and job.bundle is not None:
+        same = (other.case.model, other.case.downsample_keys) == (record.case.model, record.case.downsample_keys)
+        if same and job.bundle is not None:
             return Bundle.open(job.bundle)
     raise BenchError("no bundle of ours was measured with it, whose graph could be counted")
 

@@ -26,6 +26,8 @@ class Case:
     """Key of `peers.PEERS`, or "pocketdiffusion"."""
     recipe: str | None = None
     """How weights are stored, of a "random:NAME" model; a bundle has its own."""
+    downsample_keys: int | None = None
+    """Ours only: of a source, the stride of the keys that its largest self-attention reads; a bundle has its own."""
     device: str | None = None
     precision: str | None = None
     """Arithmetic: "float32", "bfloat16", "float16"."""

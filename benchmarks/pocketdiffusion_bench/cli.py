@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from pocketdiffusion.atomic import replace_file
 from pocketdiffusion.cli.command import Command
+from pocketdiffusion.cli.values import whole
 from pocketdiffusion_bench import compare, component, options, peers, report
 from pocketdiffusion_bench.appraisal import appraise
 from pocketdiffusion_bench.case import OURS, Case
@@ -37,16 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     options.add_case_options(parser)
     group = parser.add_argument_group("how it is measured")
-    group.add_argument("--runs", type=options.whole, default=3, help="fresh processes for each case (default: 3)")
-    group.add_argument(
-        "--images", type=options.whole, default=2, help="pictures of a process, the first cold (default: 2)"
-    )
+    group.add_argument("--runs", type=whole, default=3, help="fresh processes for each case (default: 3)")
+    group.add_argument("--images", type=whole, default=2, help="pictures of a process, the first cold (default: 2)")
     group.add_argument(
         "--no-warm-up", action="store_true", help="count the first round too, whose files are not in memory"
     )
-    group.add_argument(
-        "--timeout", type=options.whole, default=3600, metavar="SECONDS", help="for a process (default: 3600)"
-    )
+    group.add_argument("--timeout", type=whole, default=3600, metavar="SECONDS", help="for a process (default: 3600)")
     group.add_argument(
         "--memory-curve", action="store_true", help="also find the smallest memory limit at which each case completes"
     )

@@ -43,8 +43,10 @@ def provide(case: Case, target: str = "onnx") -> Path:
     Raises BenchError when a bundle has another recipe than the case asks for, or when the export fails.
     """
     if is_source(case.model):
-        made = _exported(case.model, case.recipe or RECIPE, target)
+        made = _exported(case.model, case.recipe or RECIPE, target, case.downsample_keys)
         return _with_tiny_decoder(made) if case.model.startswith(RANDOM) and case.decoder == "tiny" else made
+    if case.downsample_keys is not None:
+        raise BenchError(f"{case.model} is a bundle, which reads the keys it was exported with: give a source")
     folder = find_bundle(case.model)
     if case.recipe is not None:
         found = Bundle.open(folder).manifest.recipe
@@ -101,7 +103,7 @@ def identity(model: str) -> str:
     return repr((root, [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]))
 
 
-def _exported(model: str, recipe: str, target: str) -> Path:
+def _exported(model: str, recipe: str, target: str, key_stride: int | None) -> Path:
     preset = _preset(model)
     text = preset.read_text(encoding="utf-8") if preset else f'name = "{slug(model)}"\n[golden]\nsteps = 2\n'
     with tempfile.TemporaryDirectory() as folder:
@@ -111,12 +113,15 @@ def _exported(model: str, recipe: str, target: str) -> Path:
         # Random weights are there for time and memory: a figure under a recipe's threshold is kept and shown.
         accept = ["--accept-error"] if model.startswith(RANDOM) else []
 
+        fewer = [] if key_stride is None else ["--downsample-keys", str(key_stride)]
+
         def command(part: Path) -> Sequence[str]:
-            options = ["--recipe", recipe, "--target", target, "--preset", str(file), *accept]
+            options = ["--recipe", recipe, "--target", target, "--preset", str(file), *fewer, *accept]
             return [sys.executable, "-m", EXPORT, model, str(part), *options]
 
-        key = [identity(model), recipe, target, text, __version__, _code()]
-        return make_once(f"{slug(model)}-{recipe}-{target}", key, command)
+        key = [identity(model), recipe, target, text, __version__, _code(), *fewer]
+        name = f"{slug(model)}-{recipe}-{target}" + ("" if key_stride is None else f"-keys{key_stride}")
+        return make_once(name, key, command)
 
 
 def _with_tiny_decoder(bundle: Path) -> Path:

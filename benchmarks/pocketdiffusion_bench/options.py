@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-from pocketdiffusion.cli.values import amount, size
+from pocketdiffusion.cli.values import amount, size, whole
 from pocketdiffusion.presets import PRESETS
 from pocketdiffusion_bench.case import OURS, PROMPT, Case, product
 from pocketdiffusion_bench.errors import BenchError
@@ -21,6 +21,7 @@ LISTS = (
     "model",
     "peer",
     "recipe",
+    "downsample_keys",
     "device",
     "precision",
     "threads",
@@ -42,6 +43,9 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cases", type=Path, metavar="FILE", help="in place of all these: a JSON object for each case")
     group.add_argument("--peer", type=words, default=[OURS], help=f"{OURS} (default), or others on the same weights")
     group.add_argument("--recipe", type=words, default=[None], help="how the weights of a random:NAME model are stored")
+    group.add_argument(
+        "--downsample-keys", type=listed(whole), default=[None], metavar="N", help="of a source, as export's option"
+    )
     group.add_argument("--device", type=devices, default=[None], help="as for generate (default: auto)")
     group.add_argument("--precision", type=listed(precision), default=[None], help="float32, bfloat16, float16")
     group.add_argument("--threads", type=listed(whole), default=[None], help="compute threads")
@@ -130,13 +134,6 @@ def preset(text: str) -> str:
     if text not in PRESETS:
         raise argparse.ArgumentTypeError(f"{text!r} is no preset; choose from {', '.join(PRESETS)}")
     return text
-
-
-def whole(text: str) -> int:
-    """A whole number from 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
-    return int(text)
 
 
 def _number(text: str) -> float:

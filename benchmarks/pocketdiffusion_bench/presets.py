@@ -2,7 +2,9 @@
 
 Every technique draws the prompts of `prompts.txt`, prompt i with seed i, and is held against "exact" with the same
 seeds, sampler and steps. `--singles` adds rows for single techniques: other numbers of computed steps, plain runs of as
-few steps, which cost the same, and guidance held or switched off late in the run. Batches of all techniques take turns.
+few steps, which cost the same, and guidance held or switched off late in the run. `--variant` adds rows for another
+bundle of the same model, such as one exported with fewer keys: its exact run and its presets, held against the first
+bundle's. Batches of all techniques take turns.
 The result goes to stdout, as Markdown or as lines of JSON, from which the README's table is made.
 
 Limit: time is the process's own on one thread, so that other programs do not disturb it; it says nothing of how well
@@ -63,13 +65,17 @@ def techniques(*, singles: bool) -> dict[str, Fields]:
     return found
 
 
-def draw(pipe: Pipeline, prompts: Sequence[str], settings: Mapping[str, Fields]) -> dict[str, Drawn]:
+Settings = Mapping[str, tuple[Pipeline, Fields]]
+"""Name -> what draws, and with what set."""
+
+
+def draw(prompts: Sequence[str], settings: Settings) -> dict[str, Drawn]:
     """One picture for each prompt and each of the settings, by name; prompt i with seed i."""
     drawn = {name: Drawn() for name in settings}
-    run = f"{denoiser_name(pipe.bundle)}.run"
     for start in range(0, len(prompts), BATCH):
         batch = list(prompts[start : start + BATCH])
-        for name, fields in settings.items():
+        for name, (pipe, fields) in settings.items():
+            run = f"{denoiser_name(pipe.bundle)}.run"
             begin = time.process_time()
             result = pipe(batch, seed=start, batched_guidance=False, output_type="np", **fields)
             found = drawn[name]
@@ -81,9 +87,10 @@ def draw(pipe: Pipeline, prompts: Sequence[str], settings: Mapping[str, Fields])
     return drawn
 
 
-def outcomes(pipe: Pipeline, prompts: Sequence[str], common: Fields, settings: Mapping[str, Fields]) -> list[Outcome]:
-    """Each of the settings, on top of `common`, held against `common` alone."""
-    drawn = draw(pipe, prompts, {EXACT: common, **{name: {**common, **fields} for name, fields in settings.items()}})
+def outcomes(pipe: Pipeline, prompts: Sequence[str], common: Fields, settings: Settings) -> list[Outcome]:
+    """Each of the settings, on top of `common`, held against `common` alone on `pipe`."""
+    each = {name: (drawer, {**common, **fields}) for name, (drawer, fields) in settings.items()}
+    drawn = draw(prompts, {EXACT: (pipe, common), **each})
     exact = drawn.pop(EXACT)
     made = pipe(prompts[0], seed=0, output_type="latent", **common).parameters[0]
     return [
@@ -116,14 +123,27 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=50, help="how many of the prompts (default: 50)")
     parser.add_argument("--sampler", action="append", help="repeat to compare (default: the model's)")
     parser.add_argument("--singles", action="store_true", help="single techniques too")
+    parser.add_argument(
+        "--variant",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "BUNDLE"),
+        help="another bundle of the same model, and what the table calls it; repeat for several",
+    )
     parser.add_argument("-o", "--format", choices=("md", "jsonl"), default="md")
     args = parser.parse_args()
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()[: args.prompts]
     pipe = Pipeline.from_pretrained(args.model, device=args.device, threads=1)
+    settings = {name: (pipe, fields) for name, fields in techniques(singles=args.singles).items()}
+    for name, bundle in args.variant:
+        other = Pipeline.from_pretrained(bundle, device=args.device, threads=1)
+        settings[name] = (other, {})
+        settings |= {f"{name}, {each}": (other, fields) for each, fields in techniques(singles=False).items()}
     found = []
     for sampler in args.sampler or [None]:
         common = {"num_inference_steps": args.steps, "sampler": sampler, "guidance_scale": args.guidance}
-        found += outcomes(pipe, prompts, common, techniques(singles=args.singles))
+        found += outcomes(pipe, prompts, common, settings)
     sys.stdout.write(table(found) if args.format == "md" else "".join(f"{each.line()}\n" for each in found))
     return 0
 

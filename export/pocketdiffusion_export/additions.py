@@ -106,4 +106,4 @@ def _write(manifest: Manifest, draft: Draft, work: Work, hashes: Mapping[str, st
     append_readme(folder, manifest.name, ["\n".join(lines), *draft.notes])
     source = replace(manifest.source, sha256={**manifest.source.sha256, **hashes})
     made = replace(manifest, source=source, components=draft.entries, files=file_entries(folder))
-    write_manifest(folder, replace(made, format_version=version_needed(draft.entries)))
+    write_manifest(folder, replace(made, format_version=version_needed(draft.entries, made.changes)))

@@ -29,6 +29,7 @@ from pocketdiffusion_export import layout, read_back, verify
 from pocketdiffusion_export.component import ComponentSpec, Feeds
 from pocketdiffusion_export.families import FAMILIES
 from pocketdiffusion_export.families.base import Family
+from pocketdiffusion_export.fewer_keys import described, fewer_keys
 from pocketdiffusion_export.plan import ExportPlan
 from pocketdiffusion_export.registry import lookup
 from pocketdiffusion_export.sizes import check_sizes
@@ -104,12 +105,15 @@ class _Material:
     family: str
     tasks: tuple[str, ...]
     source: Source
+    changes: tuple[str, ...]
+    """What the graphs compute in another way than the source, in words."""
 
 
 def _read_source(plan: ExportPlan, drafts: Sequence[Draft], say: Say) -> _Material:
     say(f"loading {plan.source}")
     loaded = load(plan.source, plan.tiny_vae, say=say, scheduler=plan.scheduler)
     family: Family = lookup(FAMILIES, "family", loaded.family)
+    hooks = [] if plan.key_stride is None else fewer_keys(loaded.pipe.unet, plan.key_stride)
     specs = {spec.name: spec for spec in family.components(loaded.pipe)}
     for draft in drafts:
         layout.write_configs(loaded, plan, tuple(specs.values()), draft.folder)
@@ -121,8 +125,17 @@ def _read_source(plan: ExportPlan, drafts: Sequence[Draft], say: Say) -> _Materi
     numbers = family.numbers(loaded.pipe, samples, plan)
     say("generating the golden image with the source")
     image = family.reference_image(loaded.pipe, plan.golden, numbers)
+    changes = []
+    if plan.key_stride is not None:
+        say("generating it with all keys, to compare")
+        for hook in hooks:
+            hook.remove()
+        psnr = verify.image_psnr(family.reference_image(loaded.pipe, plan.golden, numbers), image)
+        changes.append(described(plan.key_stride, psnr))
+        fewer_keys(loaded.pipe.unet, plan.key_stride)
     source = Source(loaded.origin or plan.source_name, plan.licence, loaded.sha256)
-    return _Material(specs, samples, numbers, image, loaded.family, family.tasks(loaded.pipe), source)
+    tasks = family.tasks(loaded.pipe)
+    return _Material(specs, samples, numbers, image, loaded.family, tasks, source, tuple(changes))
 
 
 def _finish(plan: ExportPlan, draft: Draft, work: Work, material: _Material, say: Say) -> Made:
@@ -145,7 +158,8 @@ def _finish(plan: ExportPlan, draft: Draft, work: Work, material: _Material, say
         files=file_entries(draft.folder),
         tools=layout.tool_versions(),
         golden=layout.GOLDEN,
-        format_version=version_needed(draft.entries),
+        changes=material.changes,
+        format_version=version_needed(draft.entries, material.changes),
     )
     manifest = replace(manifest, golden_image=_golden_image(plan, material, manifest, draft, say))
     layout.write_readme(manifest, draft.measured, notes, plan, draft.folder)

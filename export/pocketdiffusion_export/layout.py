@@ -118,7 +118,7 @@ def write_readme(
         "",
         *table(measured),
     ]
-    lines += [line for note in notes for line in ("", note)]
+    lines += [line for note in (*notes, *(f"Changed: {change}." for change in manifest.changes)) for line in ("", note)]
     if image is not None and image.psnr_db is None:
         lines += ["", f'Whole image "{image.prompt}": not generated with this bundle; `{image.file}` is the source\'s.']
     elif image is not None:

@@ -105,7 +105,7 @@ def _cut_copy(bundle: Bundle, folder: Path, limit: int, say: Say) -> tuple[str, 
         entries[name], made = cut_component(folder, entry, limit, samples, verify.engines(entry.format))
         notes += made
     append_readme(folder, manifest.name, notes)
-    version = version_needed(entries)
+    version = version_needed(entries, manifest.changes)
     write_manifest(folder, replace(manifest, components=entries, files=file_entries(folder), format_version=version))
     return tuple(notes)
 

@@ -30,6 +30,9 @@ DYNAMIC = "dynamic"
 BATCHES = (1, 2)
 """Rows that a denoiser's graph can be fixed to."""
 
+STRIDES = (2, 3, 4)
+"""Of the keys that self-attention reads: along both sides, so that of 4, 9 or 16 one is left."""
+
 TABLES = ("source", "numbers", "golden", "scheduler")
 """Of a preset."""
 
@@ -98,6 +101,8 @@ class ExportPlan:
     """Core ML's denoiser comes in two programs."""
     part_bytes: int | None = None
     """Components with more weights are also cut into parts of at most so many bytes; None cuts nothing."""
+    key_stride: int | None = None
+    """Of the keys that the UNet's largest self-attention reads, along both sides of the map; None reads all."""
     batch: int | None = None
     """With sizes: rows that the denoiser's graphs take, while all other graphs take one, and prompts one length; None
     leaves batch and text length free."""
@@ -128,12 +133,14 @@ def make_plan(
     banded_vae: bool = False,
     tiny_vae: str | None = None,
     chunk_unet: bool = False,
+    downsample_keys: int | None = None,
 ) -> ExportPlan:
     """A checked plan. `target` is one name or several with commas between them, `size` "dynamic" or one or several
     of "WIDTHxHEIGHT", `part_size` in megabytes.
 
-    Raises ExportError for an unknown target or recipe, a size that is none, a batch that can't be fixed, bands of a
-    target or recipe that can't have them, targets that can't be cut into parts, and a preset that can't be used.
+    Raises ExportError for an unknown target or recipe, a size that is none, a batch that can't be fixed, keys that
+    can't be left out, bands of a target or recipe that can't have them, targets that can't be cut into parts, and a
+    preset that can't be used.
     """
     targets = tuple(dict.fromkeys(name.strip() for name in target.split(",")))
     for name in targets:
@@ -157,6 +164,7 @@ def make_plan(
         bands=banded_vae,
         tiny_vae=tiny_vae,
         chunks=chunk_unet,
+        key_stride=downsample_keys,
         part_bytes=None if part_size is None else part_bytes(part_size, targets),
         **{"name": destination.name, "source_name": origin or Path(source).name, **given},
     )
@@ -164,6 +172,9 @@ def make_plan(
         check_bands(targets, plan.recipe)
     if chunk_unet and "coreml" not in targets:
         raise ExportError(f"{', '.join(targets)} graphs have no chunks, coreml's have; give --part-size to cut others")
+    if downsample_keys not in (None, *STRIDES):
+        allowed = ", ".join(map(str, STRIDES))
+        raise ExportError(f"keys can't be downsampled by {downsample_keys}; choose one of: {allowed}")
     if batch not in (None, *BATCHES):
         raise ExportError(f"batch {batch} can't be fixed; choose 1 (guidance in turn) or 2 (both passes together)")
     if size == DYNAMIC:

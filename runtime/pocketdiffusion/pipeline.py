@@ -34,7 +34,7 @@ from pocketdiffusion.safety import COMPONENT, SafetyChecker
 from pocketdiffusion.sampling.denoise import denoiser
 from pocketdiffusion.sampling.scheduler import sampling_plan
 from pocketdiffusion.sampling.types import Noise, Step
-from pocketdiffusion.tasks import NEEDS, TASKS, Given, pasted, possible
+from pocketdiffusion.tasks import NEEDS, TASKS, Given, check_mask, pasted, possible
 from pocketdiffusion.tensors import Array
 from pocketdiffusion.tiles import Size, count
 from pocketdiffusion.timing import timed
@@ -349,6 +349,7 @@ class Pipeline:
                 "the model with judge_text and judge_image (see models/README.md)"
             )
         sizes.check(request, manifest, self._family.denoiser)
+        check_mask(request, manifest.numbers)
         if request.vae_bands is not None and request.output_type != "latent":
             bands.check(self.components["vae_decoder"], request.vae_bands)
         for name in self._needed(request):

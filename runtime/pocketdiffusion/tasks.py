@@ -142,6 +142,16 @@ def _rows(request: Request, part: Array) -> Array:
     return np.broadcast_to(part, (request.batch, *part.shape[1:]))
 
 
+def check_mask(request: Request, numbers: Numbers) -> None:
+    """Raise InvalidRequest for a mask without a white latent cell, which would leave the picture as it is."""
+    if request.mask_image is not None and not mask_to_latent(request.mask_image, numbers.vae_factor).any():
+        raise InvalidRequest(
+            "mask_image",
+            f"mask_image has nothing white (in cells of {numbers.vae_factor} pixels), so that nothing would be "
+            "repainted; make white what is to be repainted, or leave the mask out",
+        )
+
+
 def _mixed(mask: Array, white: Array, black: Array) -> Array:
     return np.where(mask > 0, white, black).astype(np.float32)
 

@@ -75,6 +75,25 @@ CASES: dict[str, tuple[tuple[int, ...], Nodes, dict[str, np.ndarray]]] = {
         ],
         {"two": np.float32(2), "zero": ints(0), "three": ints(3), "one": ints(1)},
     ),
+    "every second row of a map": (
+        (2, 24, 8),
+        [
+            ("Shape", ["x"], "ends", {"start": 0, "end": -2}),
+            ("Shape", ["x"], "width", {"start": 2}),
+            ("Concat", ["ends", "sides", "width"], "s", {"axis": 0}),
+            ("Reshape", ["x", "s"], "m", {}),
+            ("Slice", ["m", "zeros", "far", "axes", "steps"], "k", {}),
+            ("Reshape", ["k", "rows"], "y", {}),
+        ],
+        {
+            "sides": ints(4, 6),
+            "zeros": ints(0, 0),
+            "far": ints(2**31 - 1, 2**31 - 1),
+            "axes": ints(1, 2),
+            "steps": ints(2, 2),
+            "rows": ints(0, -1, 8),
+        },
+    ),
     "gemm": ((3, 8), [("Gemm", ["x", "w", "b"], "y", {"transB": 1})], {"w": normal(5, 8), "b": normal(5)}),
     "gemm, the other way": ((3, 8), [("Gemm", ["x", "w", "b"], "y", {})], {"w": normal(8, 5), "b": normal(5)}),
     "layer norm": (

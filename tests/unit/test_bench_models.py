@@ -72,6 +72,13 @@ def test_a_random_model_gets_a_tiny_decoder_where_a_case_asks_for_one() -> None:
     assert models.provide(Case("random:sd15", decoder="full")) == full
 
 
+def test_fewer_keys_make_another_bundle() -> None:
+    whole, fewer = (models.provide(Case("random:sd15", recipe="w8a8", downsample_keys=n)) for n in (None, 2))
+    assert whole != fewer and "-keys2-" in fewer.name
+    assert "--downsample-keys\n2" in (fewer / "arguments").read_text()
+    assert "--downsample-keys" not in (whole / "arguments").read_text()
+
+
 def test_a_preset_of_the_checkout_is_used() -> None:
     assert "Stable Diffusion 1.5" in (models.provide(Case("random:sd15")) / "preset").read_text(encoding="utf-8")
 
@@ -120,6 +127,8 @@ def test_a_bundle_is_taken_as_it_is(tiny_bundle: Bundle) -> None:
     assert models.provide(Case(str(tiny_bundle.path), recipe="fp32")) == tiny_bundle.path
     with pytest.raises(BenchError, match=r"is stored as fp32, asked for int8; leave --recipe out"):
         models.provide(Case(str(tiny_bundle.path), recipe="int8"))
+    with pytest.raises(BenchError, match="is a bundle, which reads the keys it was exported with: give a source"):
+        models.provide(Case(str(tiny_bundle.path), downsample_keys=2))
 
 
 def test_a_bundle_is_no_source(tiny_bundle: Bundle) -> None:

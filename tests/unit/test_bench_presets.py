@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,3 +56,27 @@ def test_the_table_has_a_row_for_each_technique(
     assert all(int(rows[f"preset={name}"].split(" ")[0]) < 12 for name in PRESETS if name != "exact")
     assert rows["computed_steps=5"] == rows["num_inference_steps=5"] == "10 of 18 (44% saved)"
     assert rows["guidance_interval=0..0.7"] == rows["guidance_hold=0.7"]
+
+
+def test_another_bundle_is_held_against_the_first(
+    pipe: Pipeline,
+    make_pipe: Callable[..., Pipeline],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    opened: list[str] = []
+
+    def open_pipe(model: str, **options: object) -> Pipeline:
+        opened.append(model)
+        return pipe if model == "sticker" else make_pipe()
+
+    monkeypatch.setattr(Pipeline, "from_pretrained", open_pipe)
+    monkeypatch.setattr("sys.argv", ["presets", "--prompts", "2", "--steps", "9", "--variant", "fewer keys", "other"])
+    assert presets.main() == 0
+    assert opened == ["sticker", "other"]
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split(" | ")[1].strip("`"): line.split(" | ")[2] for line in lines[2 : lines.index("")]}
+    plain = [f"preset={name}" for name in PRESETS if name != "exact"]
+    assert list(rows) == [*plain, "fewer keys", *(f"fewer keys, {name}" for name in plain)]
+    assert rows["fewer keys"] == "18 of 18 (0% saved)"
+    assert all(rows[f"fewer keys, {name}"] == rows[name] for name in plain)

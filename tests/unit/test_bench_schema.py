@@ -16,7 +16,7 @@ from pocketdiffusion_bench.record import SCHEMA_VERSION, MemoryPeaks, Quality, R
 from .bench_records import make_failed, make_record
 
 SCHEMA = json.loads((files("pocketdiffusion_bench") / "schema.json").read_text(encoding="utf-8"))
-ADDED = {"case": ["preset", "decoder", "vae_tile", "memory_plan"]}
+ADDED = {"case": ["downsample_keys", "preset", "decoder", "vae_tile", "memory_plan"]}
 """Fields that older records lack."""
 CLASSES = {"case": Case, "run": Run, "span": Span, "memory": MemoryPeaks, "quality": Quality, "rate": Rate}
 RESULTS = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "results").glob("sd15*.jsonl"))

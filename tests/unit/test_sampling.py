@@ -230,6 +230,12 @@ def test_names(name: str, sampler: str, schedule: str) -> None:
     assert (plan.sampler, plan.schedule) == (sampler, schedule)
 
 
+def test_a_label_and_a_schedule_that_differ_are_not_both_followed() -> None:
+    assert sampling_plan(SD, sampler="DPM++ 2M Karras", schedule="Karras").schedule == "karras"
+    with pytest.raises(InvalidRequest, match=r"schedule is 'beta', but sampler 'DPM\+\+ 2M Karras' says karras"):
+        sampling_plan(SD, sampler="DPM++ 2M Karras", schedule="beta")
+
+
 @pytest.mark.parametrize(
     ("name", "schedule"),
     [

@@ -340,6 +340,16 @@ def test_what_has_parts_streams_and_the_rest_is_released(tiny_bundle: Bundle) ->
     assert not any(c.streamed for c in whole.values())
 
 
+def test_a_manifest_with_changes_is_a_format_of_its_own(tiny_bundle: Bundle) -> None:
+    """Older readers would not tell that something is computed in another way."""
+    changed = replace(tiny_bundle.manifest, changes=("reads fewer keys",), format_version=4)
+    assert parse_manifest(dump_manifest(changed)) == changed
+    assert version_needed(cut(tiny_bundle).manifest.components, changed.changes) == 4
+    assert b'"changes"' not in dump_manifest(tiny_bundle.manifest)
+    with pytest.raises(BundleCorrupt, match="format_version is 1, what it holds is format 4"):
+        dump_manifest(replace(changed, format_version=1))
+
+
 def test_a_manifest_with_parts_is_read_as_written(tiny_bundle: Bundle) -> None:
     manifest = cut(tiny_bundle).manifest
     assert parse_manifest(dump_manifest(manifest)) == manifest

@@ -221,6 +221,18 @@ def test_a_starting_picture_is_encoded_in_tiles_and_what_is_kept_of_it_stays(
     assert [message.split()[0] for message in result.messages] == ["vae_encoder", "vae_decoder"]
 
 
+def test_a_mask_that_repaints_nothing_is_refused(pipe: Pipeline) -> None:
+    """One white pixel counts if it is what its latent cell takes, the top left one."""
+    image = np.zeros((1, 64, 64, 3), np.float32)
+    mask = np.full_like(image, -1)
+    mask[:, 9, 9] = 1
+    given = {"image": image, "mask_image": mask, "seed": 0, "width": 64, "height": 64}
+    with pytest.raises(InvalidRequest, match="mask_image has nothing white"):
+        pipe.stream("a cat", **given)
+    mask[:, 8, 8] = 1
+    assert len(pipe("a cat", **given).images) == 1
+
+
 def test_a_wrong_limit_is_refused_before_the_first_step(pipe: Pipeline, backend: FakeBackend) -> None:
     pipe.vae_tile = 16
     with pytest.raises(InvalidRequest, match="vae_tile is 16; give at least 64"):

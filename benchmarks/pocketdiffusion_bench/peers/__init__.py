@@ -50,7 +50,8 @@ def offered(cases: Iterable[Case], say: Say) -> list[Case]:
         if case.peer == OURS:
             found[case] = None
             continue
-        case = replace(case, device=None, preset=None, decoder=None, residency=None, vae_tile=None, memory_plan=None)
+        case = replace(case, downsample_keys=None, device=None, preset=None, decoder=None)
+        case = replace(case, residency=None, vae_tile=None, memory_plan=None)
         try:
             peer_named(case.peer).check(case)
         except BenchError as error:

@@ -52,7 +52,7 @@ class Peer:
                 raise BenchError(
                     f"{self.name} has no {field} '{asked}'; it has: {', '.join(allowed) or 'its own only'}"
                 )
-        for field in ("preset", "decoder", "residency", "vae_tile", "memory_plan"):
+        for field in ("downsample_keys", "preset", "decoder", "residency", "vae_tile", "memory_plan"):
             asked = getattr(case, field)
             if asked is not None:
                 raise BenchError(f"{self.name} has no {field} '{asked}'; that is pocketdiffusion's own setting")

@@ -23,7 +23,7 @@ COLUMNS: Mapping[str, str] = {
     "id": TEXT,
     "label": TEXT,
     **{name: TEXT for name in ("model", "peer", "recipe", "device", "precision")},
-    **{name: INTEGER for name in ("threads", "width", "height", "steps")},
+    **{name: INTEGER for name in ("downsample_keys", "threads", "width", "height", "steps")},
     **{"sampler": TEXT, "guidance": REAL, "preset": TEXT, "decoder": TEXT, "prompt": TEXT, "seed": INTEGER},
     **{"residency": TEXT, "vae_tile": INTEGER, "memory_plan": INTEGER, "memory_limit": INTEGER},
     **{name: TEXT for name in ("status", "error", "started", "flags")},

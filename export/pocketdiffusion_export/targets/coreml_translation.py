@@ -56,7 +56,7 @@ class Translation:
         if node.op_type == "Unsqueeze" and node.input[0] in self._scalars:
             return given[0]
         if node.op_type == "Shape":
-            return np.array(given[0].shape, np.int64)
+            return np.array(given[0].shape[facts.get("start", 0) : facts.get("end")], np.int64)
         if node.op_type in STORED and all(isinstance(value, np.ndarray) for value in given):
             weight = STORED[node.op_type](node.output[0], given, facts)
             if weight is not None:

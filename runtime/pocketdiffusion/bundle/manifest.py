@@ -5,14 +5,14 @@ A model's numbers live here and never in branches of the code. Reading and writi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pocketdiffusion.tensors import TensorSpec
 
-FORMAT_VERSION = 3
-"""The newest that is read. A bundle says the oldest that has all of it: 3 with graphs in parts or for bands, 2 with
-graphs for several sizes, 1 without any."""
+FORMAT_VERSION = 4
+"""The newest that is read. A bundle says the oldest that has all of it: 4 with changes of what the source computes, 3
+with graphs in parts or for bands, 2 with graphs for several sizes, 1 without any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +191,16 @@ class Manifest:
     golden: str | None = None
     """Path of a safetensors file with keys "component/in/name" and "component/out/name": float32 source outputs."""
     golden_image: GoldenImage | None = None
+    changes: tuple[str, ...] = ()
+    """What the graphs compute in another way than the source, beside storing its weights, in words."""
     format_version: int = 1
     """What `version_needed` says."""
 
 
-def version_needed(components: Mapping[str, ComponentEntry]) -> int:
-    """The oldest format that can hold these components."""
+def version_needed(components: Mapping[str, ComponentEntry], changes: Sequence[str] = ()) -> int:
+    """The oldest format that can hold these components and changes."""
+    if changes:
+        return 4
     graphs = [graph for component in components.values() for graph in (component, *component.graphs)]
     if any(graph.parts or graph.bands for graph in graphs):
         return 3

@@ -84,6 +84,7 @@ _ADDED: Mapping[tuple[type, str], Any] = {
     (ComponentEntry, "parts"): (),
     (ComponentEntry, "bands"): (),
     (SizedGraph, "parts"): (),
+    (Manifest, "changes"): (),
 }
 """Keys that a later format added, which are left out where they hold this value: older readers refuse what is new."""
 _PATTERNS: Mapping[tuple[type, str], tuple[re.Pattern[str], str]] = {
@@ -290,7 +291,7 @@ def _check_whole(manifest: Manifest, file: str | Path) -> None:
         if path is not None and path not in known:
             raise BundleCorrupt(file, f"golden file {short(path)} is not among its files")
     _check_numbers(manifest.numbers, file)
-    if manifest.format_version != (needed := version_needed(manifest.components)):
+    if manifest.format_version != (needed := version_needed(manifest.components, manifest.changes)):
         raise BundleCorrupt(file, f"format_version is {manifest.format_version}, what it holds is format {needed}")
 
 

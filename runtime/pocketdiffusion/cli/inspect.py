@@ -70,6 +70,7 @@ def _bundle(subject: str, variant: str | None, *, as_json: bool) -> int:
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
     ]
     facts += [("parts", _parts(name, entry)) for name, entry in manifest.components.items() if entry.parts]
+    facts += [("changed", change) for change in manifest.changes]
     facts += [("note", note) for note in bundle.notes]
     print(table(("", ""), facts).lstrip())
     rows = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pocketdiffusion.cli.command import Command
 from pocketdiffusion.cli.table import table
-from pocketdiffusion.cli.values import size
+from pocketdiffusion.cli.values import size, whole
 
 if TYPE_CHECKING:
     from pocketdiffusion.tuning.choice import Measured
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DB",
         help="how far below the best of float32 a choice's signal-to-noise ratio may be (default: %(default)s)",
     )
-    parser.add_argument("--rounds", type=int, default=2, help="processes for each candidate (default: %(default)s)")
+    parser.add_argument("--rounds", type=whole, default=2, help="processes for each candidate (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -39,9 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from pocketdiffusion.tuning.tune import tune
 
     bundle = Bundle.open(find_bundle(args.model))
-    tuning = tune(
-        bundle, size=args.size, threads=args.threads, max_loss=args.max_loss, rounds=max(1, args.rounds), say=_say
-    )
+    tuning = tune(bundle, size=args.size, threads=args.threads, max_loss=args.max_loss, rounds=args.rounds, say=_say)
     chosen = tuning.choose()
     if args.json:
         choice = None if chosen is None else {name: item.to_json()["candidate"] for name, item in chosen.items()}

@@ -207,6 +207,10 @@ def sampling_plan(
     if sampler is not None:
         name, labelled = sampler_and_schedule(sampler, SAMPLERS, SCHEDULES)
     chosen = labelled if schedule is None else schedule_name(schedule, SCHEDULES)
+    if labelled is not None and chosen != labelled:
+        raise InvalidRequest(
+            "schedule", f"schedule is {schedule!r}, but sampler {sampler!r} says {labelled}; give one of the two"
+        )
     habits = HABITS[name]
     kind = _kind(config)
     training = _training(config, kind, habits)
