@@ -126,6 +126,7 @@ def configuration(pipe: Pipeline, case: Case, result: Result, plan: Plan | None)
         "plan": None if plan is None else str(plan.strategy),
         "predicted_bytes": None if plan is None else plan.predicted,
         "recipe": manifest.recipe,
+        "changes": list(manifest.changes),
         "width": made.width,
         "height": made.height,
         "steps": made.steps,
