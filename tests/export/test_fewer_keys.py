@@ -120,7 +120,7 @@ def test_the_bundle_tells_what_was_changed_and_by_how_much(
     for bundle in made:
         (change,) = bundle.manifest.changes
         assert bundle.manifest.format_version == 4
-        assert "1 key in 4 (arXiv:2402.13573)" in change and change.endswith("dB PSNR")
+        assert "1 key in 4 (arXiv:2402.13573)" in change and change.endswith("dB PSNR from the one without")
         assert change in (bundle.destination / "README.md").read_text(encoding="utf-8")
         image = bundle.manifest.golden_image
         assert image is not None and image.psnr_db is not None and image.psnr_db > 40  # of the changed source
