@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pocketdiffusion.bundle import Bundle, dump_manifest, file_entries, integrity, parse_manifest, write_manifest
 from pocketdiffusion.bundle import bundle as bundle_module
+from pocketdiffusion.bundle.manifest import FORMAT_VERSION
 from pocketdiffusion.bundle.paths import cache_dir, models_dir, path_problem
 from pocketdiffusion.bundle.strict_json import load_json
 from pocketdiffusion.errors import (
@@ -106,8 +107,8 @@ def test_a_writer_learns_at_once_what_a_reader_would_refuse(folder: Path, change
 
 
 def test_newer_format_asks_for_an_upgrade(folder: Path) -> None:
-    maker.rehash(folder, lambda all: all.update(format_version=4, something_new=[1]))
-    with pytest.raises(BundleUnsupported, match=r"format 4 is newer.*upgrade pocketdiffusion"):
+    maker.rehash(folder, lambda all: all.update(format_version=FORMAT_VERSION + 1, something_new=[1]))
+    with pytest.raises(BundleUnsupported, match=rf"format {FORMAT_VERSION + 1} is newer.*upgrade pocketdiffusion"):
         Bundle.open(folder)
 
 

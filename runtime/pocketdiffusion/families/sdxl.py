@@ -105,9 +105,13 @@ class StableDiffusionXL:
         return request.guided and not takes_scale(components[self.denoiser])
 
     def _zeros(self, request: Request) -> bool:
-        """Whether no negative prompt means zeros (as Diffusers takes it) and not the encoded empty text."""
-        index = self._bundle.read_json("model_index.json")
-        return request.negative_prompt is None and bool(index.get("force_zeros_for_empty_prompt", True))
+        """Whether zeros stand for a negative prompt that was not given."""
+        return request.negative_prompt is None and self._zeros_for_empty
+
+    @property
+    def _zeros_for_empty(self) -> bool:
+        """Whether no negative prompt means zeros (as Diffusers takes it) or the encoded empty text."""
+        return bool(self._bundle.read_json("model_index.json").get("force_zeros_for_empty_prompt", True))
 
 
 def _time_ids(request: Request) -> Array:
