@@ -77,12 +77,16 @@ def described(stride: int, psnr_db: float) -> str:
 
 def _largest(unet: Any) -> list[Any]:
     """The transformers of the first level that has any, on both ways."""
-    ways = (unet.down_blocks, unet.up_blocks)
-    levels = [[block for block in blocks if getattr(block, "attentions", None)] for blocks in ways]
-    if not all(levels):
-        raise ExportError("this UNet has no attention to leave keys out of; leave --downsample-keys out")
-    found = [*levels[0][0].attentions, *levels[1][-1].attentions]
-    for transformer in found:
-        if any(block.only_cross_attention for block in getattr(transformer, "transformer_blocks", [])):
-            raise ExportError("this UNet's attention reads the text alone; leave --downsample-keys out")
+    down, up = (
+        [kept for block in blocks if (kept := _transformers(block))] for blocks in (unet.down_blocks, unet.up_blocks)
+    )
+    if not down or not up:
+        raise ExportError("this UNet has no transformers to leave keys out of; leave --downsample-keys out")
+    found = [*down[0], *up[-1]]
+    if any(block.only_cross_attention for transformer in found for block in transformer.transformer_blocks):
+        raise ExportError("this UNet's attention reads the text alone; leave --downsample-keys out")
     return found
+
+
+def _transformers(block: Any) -> list[Any]:
+    return [each for each in getattr(block, "attentions", None) or () if hasattr(each, "transformer_blocks")]

@@ -148,11 +148,12 @@ def test_core_ml_takes_it(tiny: Path, preset: Path, tmp_path: Path) -> None:
 def test_what_can_not_be_left_out_is_said(unet: Any) -> None:
     with pytest.raises(ExportError, match=r"keys can't be downsampled by 1; choose one of: 2, 3, 4"):
         make_plan("source", "bundle", downsample_keys=1)
-    bare = diffusers.UNet2DConditionModel(
-        block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=8
-    )
-    with pytest.raises(ExportError, match="no attention to leave keys out of"):
-        fewer_keys(bare, 2)
+    for down, up in (("DownBlock2D", "UpBlock2D"), ("AttnDownBlock2D", "AttnUpBlock2D")):
+        bare = diffusers.UNet2DConditionModel(
+            block_out_channels=(32,), down_block_types=(down,), up_block_types=(up,), norm_num_groups=8
+        )
+        with pytest.raises(ExportError, match="no transformers to leave keys out of"):
+            fewer_keys(bare, 2)
     for block in unet.down_blocks[1].attentions[0].transformer_blocks:
         block.only_cross_attention = True
     with pytest.raises(ExportError, match="reads the text alone"):
