@@ -15,6 +15,9 @@ EXACT = "exact"
 """The preset that leaves nothing out."""
 PROMPT = "a photo of a cat on a sofa"
 
+OURS_ONLY = ("downsample_keys", "preset", "decoder", "residency", "vae_tile", "memory_plan")
+"""Fields that no peer has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:

@@ -73,7 +73,8 @@ class Component:
         self._reported = False
         self._users = 0
         self._shapes: Mapping[str, tuple[int, ...]] | None = None
-        self._fixes = backend.fixes_shapes(device)
+        self.fixes = backend.fixes_shapes(device)
+        """Whether it is opened for the shapes that `expect` named, so that opening ahead has to wait for them."""
 
     @property
     def streamed(self) -> bool:
@@ -119,7 +120,7 @@ class Component:
     def expect(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Say which shapes the inputs of the next calls have, for the opening to come; rows count for nothing."""
         with self._lock:
-            if self._opening is None and self._fixes:
+            if self._opening is None and self.fixes:
                 self._shapes = _one_row(shapes)
 
     def open_ahead(self) -> None:
@@ -128,7 +129,7 @@ class Component:
         Does nothing unless the residency is "keep": graphs opened before their turn would be in memory together. Nor
         does it before `expect` where that is of use.
         """
-        if self.residency != "keep" or (self._fixes and self._shapes is None):
+        if self.residency != "keep" or (self.fixes and self._shapes is None):
             return
         future, new = self._future()
         if new:
@@ -161,7 +162,7 @@ class Component:
     def _open_for_any(self) -> None:
         """Open the graph anew without fixed shapes. The session before is not closed: another thread may run it."""
         with self._lock:
-            self._opening, self._shapes, self._fixes = None, None, False
+            self._opening, self._shapes, self.fixes = None, None, False
 
     def _run(self, feeds: Mapping[str, AnyArray], timings: Timings | None) -> dict[str, AnyArray]:
         session, opening = self._opened()
@@ -201,8 +202,8 @@ class Component:
     def close(self) -> None:
         """Free the graph, waiting for an opening under way. Closing twice is allowed; the next use opens it again."""
         with self._lock:
-            future, self._opening, self._shapes = self._opening, None, None
-            self._fixes = self.backend.fixes_shapes(self._device)
+            future, self._opening = self._opening, None
+            self.fixes = self.backend.fixes_shapes(self._device)
         if future is not None and future.exception() is None:
             future.result()[0].close()
             memory.trim()

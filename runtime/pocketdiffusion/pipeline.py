@@ -202,8 +202,9 @@ class Pipeline:
     def _generate(self, run: Run) -> Generator[Step, None, Result]:
         request, timings = run.request, run.timings
         parts = {name: self._part(name, request) for name in self._needed(request)}
-        for name, part in parts.items():  # until the prompts are read, not for a denoiser of fixed shapes
-            self._open_ahead(part, run, None if name == self._family.denoiser else 1)
+        for name, part in parts.items():
+            if name != self._family.denoiser or not part.fixes:  # its shapes are known when the prompts are read
+                self._open_ahead(part, run)
         with timings.span("tokenise"):
             split = self._family.split(request, self.components)
         self._open_ahead(parts[self._family.denoiser], run, split.chunks)
@@ -305,13 +306,12 @@ class Pipeline:
             return height, width
         return vae.tile_for(self.components[name], (height, width), self.bundle.manifest.numbers, request.vae_tile)
 
-    def _open_ahead(self, part: Component, run: Run, texts: int | None = 1) -> None:
-        """Tell a component what it will be fed, of `texts` text lengths if that is known, and open it in a thread."""
+    def _open_ahead(self, part: Component, run: Run, texts: int = 1) -> None:
+        """Tell a component what it will be fed, of `texts` text lengths, and open it in a thread."""
         numbers, cells = self.bundle.manifest.numbers, self._tile(part.name, run.request)
-        if texts is not None:
-            numbers = replace(numbers, text_length=numbers.text_length * texts)
-            with suppress(BundleUnsupported):  # a graph whose axes are not all known is opened for any shapes
-                part.expect(graph_shapes(part.name, part.entry, numbers, cells, rows=1))
+        numbers = replace(numbers, text_length=numbers.text_length * texts)
+        with suppress(BundleUnsupported):  # a graph whose axes are not all known is opened for any shapes
+            part.expect(graph_shapes(part.name, part.entry, numbers, cells, rows=1))
         if run.memory is None:  # what is opened together takes memory together
             part.open_ahead()
 

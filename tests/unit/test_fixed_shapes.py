@@ -118,3 +118,16 @@ def test_all_graphs_are_opened_before_the_text_is_encoded(
     for name in ("text_encoder", "unet", "vae_decoder"):
         shapes = [spec.shape for spec in pipe.components[name].session.inputs.values()]
         assert all(isinstance(size, int) for shape in shapes for size in shape)
+
+
+def test_streams_that_take_turns_do_not_undo_each_others_shapes(
+    make_pipe: Callable[..., Pipeline], backend: FakeBackend
+) -> None:
+    """The second begins before the first closes its graphs, and opens its own for the same shapes."""
+    backend.fixes = True
+    pipe = make_pipe("release")
+    first, second = (pipe.stream("a", seed=0, guidance_scale=5, num_images_per_prompt=2) for _ in range(2))
+    next(first)
+    next(second)
+    np.testing.assert_array_equal(first.result.latents, second.result.latents)
+    assert {len(array) for _, feeds in backend.runs for array in feeds.values() if array.ndim > 1} == {1}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from pocketdiffusion_bench.case import OURS, Case
+from pocketdiffusion_bench.case import OURS, OURS_ONLY, Case
 from pocketdiffusion_bench.errors import BenchError
 from pocketdiffusion_bench.peers import diffusers, openvino, optimum_onnx, stable_diffusion_cpp
 from pocketdiffusion_bench.peers.base import Peer
@@ -42,16 +43,15 @@ def require(case: Case) -> None:
 def offered(cases: Iterable[Case], say: Say) -> list[Case]:
     """The cases of a product that their peers have; the others are left out with a line to `say`.
 
-    Devices, presets, decoders, residencies, tiles and plans are ours: peers run on the processor as they do. Raises
-    BenchError when a peer has none.
+    Devices and `OURS_ONLY` are ours: peers run on the processor as they do. Raises BenchError when a peer has none.
     """
     found, reasons = dict[Case, None](), dict[str, str]()
+    cleared: dict[str, Any] = dict.fromkeys(OURS_ONLY)
     for case in cases:
         if case.peer == OURS:
             found[case] = None
             continue
-        case = replace(case, downsample_keys=None, device=None, preset=None, decoder=None)
-        case = replace(case, residency=None, vae_tile=None, memory_plan=None)
+        case = replace(case, device=None, **cleared)
         try:
             peer_named(case.peer).check(case)
         except BenchError as error:

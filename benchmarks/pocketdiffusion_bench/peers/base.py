@@ -14,7 +14,7 @@ from pocketdiffusion.errors import InvalidRequest
 from pocketdiffusion.sampling import SAMPLERS, SCHEDULES
 from pocketdiffusion.sampling.names import CLASSES, sampler_and_schedule
 from pocketdiffusion_bench import models
-from pocketdiffusion_bench.case import Case
+from pocketdiffusion_bench.case import OURS_ONLY, Case
 from pocketdiffusion_bench.errors import BenchError
 from pocketdiffusion_bench.peers.venv import Environment
 
@@ -52,7 +52,7 @@ class Peer:
                 raise BenchError(
                     f"{self.name} has no {field} '{asked}'; it has: {', '.join(allowed) or 'its own only'}"
                 )
-        for field in ("downsample_keys", "preset", "decoder", "residency", "vae_tile", "memory_plan"):
+        for field in OURS_ONLY:
             asked = getattr(case, field)
             if asked is not None:
                 raise BenchError(f"{self.name} has no {field} '{asked}'; that is pocketdiffusion's own setting")
